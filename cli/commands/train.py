@@ -1,0 +1,78 @@
+"""`lm train`: train a model from nothing, watch it, stop it, go on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import Json, Out, Overrides, Quiet
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (lm recipes) or a .yaml file.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run, exactly.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete the run that is there.")] = False,
+    verify_resume: Annotated[
+        bool, typer.Option("--verify-resume", help="Prove that a killed run resumes to the bit.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Where tokens are kept.")] = None,
+) -> None:
+    """Train a tokenizer and a transformer on text, and say how good they are.
+
+    Ctrl-C finishes the step, saves and prints how to go on; twice stops at once. The result is a
+    Hugging Face folder, checkpoints/NAME/best.
+
+    \b
+    lm train stdlib
+    lm train stdlib model.n_layers=8 train.budget=10m -o checkpoints/deep
+    lm train text data.train='notes/**/*.md'
+    cat *.md | lm train text data.train=-
+    """
+    import shutil
+    import sys
+
+    from cli.options import CHECKPOINTS, cache_folder, load_recipe
+    from cli.training import show_run, stop_on_signals
+    from engine.errors import CheckFailed, RecipeError
+
+    resolved = load_recipe(recipe, overrides)
+    folder = out or CHECKPOINTS / resolved.run.name
+    words = [recipe, *(overrides or [])]
+    command = (
+        "lm train " + " ".join(map(_quoted, words)) + (f" -o {_quoted(str(out))}" if out else "")
+    )
+    if verify_resume:
+        from cli.verify_resume import verify_resume as prove
+
+        if not prove(resolved, cache or cache_folder(), as_json):
+            raise CheckFailed("the resumed run differs from the one that was never stopped")
+        return
+    if force and resume:
+        raise RecipeError("--force starts over and --resume continues; choose one")
+    if force and (folder / "recipe.yaml").is_file():
+        shutil.rmtree(folder)
+
+    from engine.train.run import run
+
+    with stop_on_signals() as stop:
+        events = run(
+            resolved,
+            folder,
+            cache or cache_folder(),
+            resume=resume,
+            stdin=sys.stdin.buffer if resolved.data.train == "-" else None,
+            stop=stop.is_set,
+        )
+        finished = show_run(events, command, as_json=as_json, quiet=quiet)
+    if not finished:
+        raise typer.Exit(130)
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)

@@ -1,0 +1,103 @@
+"""Options that mean the same in every command, and the places on disk that commands agree on."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from engine.errors import RecipeError
+
+CHECKPOINTS = Path("checkpoints")
+
+Model = Annotated[
+    Optional[str],
+    typer.Option("-m", "--model", help="Checkpoint: a folder, or a name under checkpoints/."),
+]
+Out = Annotated[Optional[Path], typer.Option("-o", "--out", help="Where to write.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors on stderr.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Overrides = Annotated[
+    Optional[list[str]],
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields to change, like train.steps=100."),
+]
+
+
+def recipes_folder() -> Path:
+    """Return the folder of the shipped recipes."""
+    import recipes
+
+    return Path(next(iter(recipes.__path__)))
+
+
+def cache_folder() -> Path:
+    """Return where token shards are kept: XDG_CACHE_HOME/lm-workbench or ~/.cache/lm-workbench."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "lm-workbench"
+
+
+def piped() -> bool:
+    """Tell whether standard input is a pipe or a file that has something to say."""
+    return not sys.stdin.isatty()
+
+
+def the_model(name: str | None) -> Path:
+    """Return the checkpoint that -m names; without -m, the only one there is.
+
+    Raises: RecipeError if there is no name and not exactly one checkpoint; CheckpointError if the
+    name leads nowhere.
+    """
+    from engine.checkpoint import find, list_runs
+
+    if name is None:
+        there = list_runs(CHECKPOINTS)
+        if len(there) != 1:
+            known = (
+                f"there are: {', '.join(there)}" if there else "train one with `lm train stdlib`"
+            )
+            raise RecipeError(f"which model? Give -m NAME; {known}")
+        name = there[0]
+    return find(name, CHECKPOINTS)
+
+
+def read_input(text: str | None, file: Path | None) -> bytes:
+    """Return the text a command works on: argument, -f FILE, `-` or a pipe; argument after pipe.
+
+    Raises: RecipeError if there is none; DataError if the file cannot be read.
+    """
+    from engine.errors import DataError
+
+    if file is not None and str(file) != "-":
+        try:
+            given = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+        return given + (text.encode("utf-8", "surrogateescape") if text else b"")
+    argument = None if text in (None, "-") else text
+    if text == "-" or file is not None or (piped() and argument is None):
+        return sys.stdin.buffer.read()
+    if argument is None:
+        raise RecipeError("no text given: pass it as an argument, with -f FILE, or through a pipe")
+    before = sys.stdin.buffer.read() if piped() else b""
+    joint = b"\n\n" if before else b""
+    return before.rstrip(b"\n") + joint + argument.encode("utf-8", "surrogateescape")
+
+
+def load_recipe(name: str, overrides: list[str] | None):  # -> Recipe, imported late
+    """Load a recipe by name or file, with overrides; its run is named after it by default.
+
+    Raises: RecipeError naming every problem at once.
+    """
+    from engine.recipe import find_recipe, load, override
+
+    path = find_recipe(name, recipes_folder())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    recipe = load(text, path.name, overrides or [])
+    if not recipe.run.name:
+        recipe = override(recipe, run={"name": path.stem})
+    return recipe

@@ -1,0 +1,76 @@
+"""Writing to the two streams: the payload to stdout, everything about it to stderr.
+
+Off a terminal there is no colour and no animation. Numbers are written one way everywhere.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def emit(text: str, end: str = "\n") -> None:
+    """Write payload to stdout at once; end the program quietly if nobody reads it any more."""
+    emit_bytes((text + end).encode("utf-8", "surrogateescape"))
+
+
+def emit_bytes(data: bytes) -> None:
+    """Write raw payload to stdout, like `emit`."""
+    try:
+        sys.stdout.flush()
+        stream = getattr(sys.stdout, "buffer", None)
+        if stream is None:  # a test has replaced stdout by a text stream
+            sys.stdout.write(data.decode("utf-8", "replace"))
+        else:
+            stream.write(data)
+            stream.flush()
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def emit_json(schema: str, value: Mapping[str, Any]) -> None:
+    """Write one JSON object on one line, with its schema first."""
+    emit(json.dumps({"schema": f"lm/{schema}/1", **value}, ensure_ascii=False))
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """Write one plain line to stderr."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def console(stderr: bool = False) -> "Console":
+    """Return a rich console on one of the streams; rich turns colour off where it should."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=not stderr)
+
+
+def count(number: float) -> str:
+    """Write a count shortly: 3.3M, 12.4k, 950."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= size:
+            return f"{number / (1e3 if unit == 'k' else size):.1f}{unit}"
+    return f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Write a number of bytes: 1.2 GB, 34 MB, 512 bytes."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= limit:
+            return f"{number / limit:.1f} {unit}"
+    return f"{number:.0f} bytes"
+
+
+def clock(seconds: float) -> str:
+    """Write a duration: 0:42, 5:03, 1:02:09."""
+    whole = max(0, round(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

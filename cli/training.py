@@ -1,0 +1,309 @@
+"""Showing a training run: live on a terminal, a line per interval elsewhere, JSON on request."""
+
+import contextlib
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from cli.plots import Curve, draw, smooth
+from cli.render import clock, console, count, emit, emit_json, say, size
+from engine.generate.decode import generate, prefill
+from engine.hardware import peak_memory
+from engine.train.loop import TrainStep
+from engine.train.plan import Plan
+from engine.train.prepare import Doing
+from engine.train.run import Evaluated, Event, Finished, Interrupted, Prepared, Saved
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; the second acts as usual."""
+    stop = threading.Event()
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: object) -> None:
+        stop.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        say("\nstopping after this step; again to stop at once")
+
+    try:
+        for each in before:
+            signal.signal(each, ask)
+        yield stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+class Progress:
+    """What is known of a run so far, from its events."""
+
+    def __init__(self) -> None:
+        self.prepared: Prepared | None = None
+        self.plan: Plan | None = None
+        self.step: TrainStep | None = None
+        self.losses: list[tuple[float, float]] = []
+        self.scores: list[tuple[float, float]] = []
+        self.best: float | None = None
+        self.recent: deque[TrainStep] = deque(maxlen=20)
+        self.sample = ""
+        self.began = time.perf_counter()
+
+    def take(self, event: Event) -> None:
+        """Update from one event."""
+        if isinstance(event, Prepared):
+            self.prepared = event
+            self.began = time.perf_counter()
+        elif isinstance(event, Plan):
+            self.plan = event
+        elif isinstance(event, TrainStep):
+            self.step = event
+            self.losses.append((event.step, event.loss))
+            self.recent.append(event)
+        elif isinstance(event, Evaluated) and not event.final:
+            self.scores.append((event.step, event.score.bits_per_byte))
+            self.best = min(self.best or float("inf"), event.score.bits_per_byte)
+
+    @property
+    def steps(self) -> int | None:
+        """The run's length, if it is known."""
+        if self.prepared and self.prepared.recipe.train.steps:
+            return self.prepared.recipe.train.steps
+        return self.plan.steps if self.plan else None
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second over the last steps, by their median."""
+        if not self.recent:
+            return 0.0
+        return self.recent[-1].tokens / statistics.median(step.seconds for step in self.recent)
+
+    @property
+    def utilisation(self) -> float:
+        """Model FLOPs utilisation: share of this machine's measured matmul peak."""
+        assert self.prepared
+        return self.speed * self.prepared.flops_per_token / self.prepared.peak_flops
+
+    @property
+    def trained(self) -> float:
+        """Seconds since the first step of this process."""
+        return time.perf_counter() - self.began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go, if the length is known."""
+        if self.steps is None or self.step is None:
+            return None
+        return (self.steps - self.step.step) * self.step.tokens / max(self.speed, 1e-9)
+
+
+def show_run(events: Iterator[Event], command: str, *, as_json: bool, quiet: bool) -> bool:
+    """Consume a run and show it; returns whether it came to its end."""
+    screen = console(stderr=True)
+    progress = Progress()
+    live = contextlib.nullcontext()
+    if screen.is_terminal and not as_json and not quiet:
+        from rich.live import Live
+
+        live = Live(
+            console=screen,
+            get_renderable=lambda: _screen(progress, screen.width),
+            refresh_per_second=4,
+        )
+    finished: Finished | None = None
+    interrupted: Interrupted | None = None
+    with live:
+        for event in events:
+            progress.take(event)
+            if as_json:
+                _json(event)
+            if isinstance(event, Evaluated) and not event.final:
+                progress.sample = _sample(progress)
+            if not quiet and isinstance(live, contextlib.nullcontext):
+                _plain(event, progress)
+            if isinstance(event, Finished):
+                finished = event
+            if isinstance(event, Interrupted):
+                interrupted = event
+    if interrupted:
+        say(f"stopped at step {interrupted.step}, saved {interrupted.folder}/last")
+        say(f"continue with: {command} --resume")
+        return False
+    if finished:
+        report(finished, progress, as_json=as_json, quiet=quiet)
+    return True
+
+
+def _plain(event: Event, progress: Progress) -> None:
+    """Say one line about an event, for logs."""
+    if isinstance(event, Doing):
+        say(f"{event.what} …")
+    elif isinstance(event, Prepared):
+        for line in _header(event):
+            say(line)
+    elif isinstance(event, Plan):
+        say(f"plan: {event.steps} steps of {event.seconds_per_step:.3f} s fit the budget")
+    elif isinstance(event, TrainStep):
+        assert progress.prepared
+        every = progress.prepared.recipe.eval.log_every
+        if event.step % every == 0 or event.step == 1:
+            total = f"/{progress.steps}" if progress.steps else ""
+            left = f" · {clock(progress.left)} left" if progress.left is not None else ""
+            say(
+                f"step {event.step}{total} · loss {event.loss:.3f} · lr ×{event.lr:.2f}"
+                f" · grad {event.grad_norm:.2f} · {progress.speed:,.0f} tok/s"
+                f" · MFU {progress.utilisation:.0%}{left}"
+            )
+    elif isinstance(event, Evaluated):
+        which = "all held-out text" if event.final else "held-out"
+        mark = " · best so far" if event.best else ""
+        say(f"step {event.step} · {which}: {event.score.bits_per_byte:.4f} bits per byte{mark}")
+        if progress.sample and not event.final:
+            say(f"  sample: {progress.sample!r}")
+
+
+def _json(event: Event) -> None:
+    """Write one event as a JSON line."""
+    if isinstance(event, TrainStep):
+        row = {"step": event.step, "loss": event.loss, "lr": event.lr}
+        emit_json("train/step", row | {"grad_norm": event.grad_norm, "seconds": event.seconds})
+    elif isinstance(event, Evaluated):
+        row = {"step": event.step, "bits_per_byte": event.score.bits_per_byte}
+        emit_json("train/eval", row | {"loss": event.score.loss, "final": event.final})
+    elif isinstance(event, Saved):
+        emit_json("train/saved", {"step": event.step, "folder": str(event.folder)})
+    elif isinstance(event, Plan):
+        row = {"at": event.at, "steps": event.steps}
+        emit_json("train/plan", row | {"seconds_per_step": event.seconds_per_step})
+
+
+def _header(prepared: Prepared) -> list[str]:
+    """Say what is about to be trained, on what."""
+    shards, recipe = prepared.data.shards, prepared.recipe
+    per_token = shards.train.bytes / max(1, shards.train.tokens)
+    lines = [
+        f"data   {recipe.data.train}: {shards.train.documents:,} documents,"
+        f" {size(shards.train.bytes)}, {shards.train.tokens:,} tokens,"
+        f" {per_token:.2f} bytes/token" + (" (cached)" if shards.cached else ""),
+        f"held   {shards.valid.documents:,} documents, {size(shards.valid.bytes)}: {shards.rule}",
+    ]
+    if prepared.data.dropped:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in prepared.data.dropped.items())
+        lines.append(f"left   out: {reasons}")
+    model = recipe.model
+    lines += [
+        f"model  {count(prepared.parameters)} parameters:"
+        f" {model.n_layers} layers × {model.d_model},"
+        f" {model.n_heads} heads, vocabulary {model.vocab_size:,}",
+        f"on     {prepared.device} {prepared.dtype}, {prepared.threads} threads,"
+        f" matmul peak {prepared.peak_flops / 1e12:.2f} TFLOP/s measured",
+    ]
+    if prepared.start:
+        lines.append(f"resume after step {prepared.start}")
+    return lines
+
+
+def _sample(progress: Progress) -> str:
+    """Continue the recipe's prompt greedily enough to see what was learned."""
+    prepared = progress.prepared
+    if prepared is None or not prepared.recipe.eval.prompt:
+        return ""
+    from dataclasses import replace
+
+    model, tokenizer = prepared.model.eval(), prepared.data.tokenizer
+    prompt = [tokenizer.end_of_text, *tokenizer.encode(prepared.recipe.eval.prompt)]
+    settings = replace(prepared.recipe.sample, max_tokens=40)
+    start = prefill(model, prompt, min(len(prompt) + 40, model.config.max_seq_len))
+    tokens = generate(model, tokenizer, start, settings, seed=prepared.recipe.run.seed)
+    return prepared.recipe.eval.prompt + "".join(token.text for token in tokens)
+
+
+def _screen(progress: Progress, width: int):
+    """Build the live display."""
+    from rich.console import Group
+    from rich.text import Text
+
+    prepared, step = progress.prepared, progress.step
+    if prepared is None:
+        return Text("preparing …", style="dim")
+    lines = [
+        Text(line, style="dim", overflow="ellipsis", no_wrap=True) for line in _header(prepared)
+    ]
+    if step is None:
+        return Group(*lines, Text("first step …"))
+    total = progress.steps
+    share = step.step / total if total else 0.0
+    bar = max(10, width - 34)
+    full = round(bar * share)
+    left = clock(progress.left) if progress.left is not None else "measuring"
+    lines.append(
+        Text.from_markup(
+            f"[cyan]{'━' * full}[/][dim]{'─' * (bar - full)}[/]"
+            f" {step.step}/{total or '?'} {share:4.0%} {left} left"
+        )
+    )
+    valid = f"held-out {progress.scores[-1][1]:.3f} bits/byte" if progress.scores else ""
+    loss = smooth(progress.losses)[-1][1]
+    lines.append(Text(f"loss {loss:.3f}   {valid}   lr ×{step.lr:.2f}   grad {step.grad_norm:.2f}"))
+    lines.append(
+        Text(
+            f"{progress.speed:,.0f} tok/s   MFU {progress.utilisation:.0%}"
+            f"   memory {size(peak_memory())}   {clock(progress.trained)} so far"
+        )
+    )
+    curve = Curve(name="loss", points=smooth(progress.losses))
+    lines += [Text.from_markup(row) for row in draw([curve], min(width, 100), 10)]
+    if progress.sample:
+        lines.append(Text(f"sample: {progress.sample}", style="dim"))
+    return Group(*lines)
+
+
+def report(finished: Finished, progress: Progress, *, as_json: bool, quiet: bool) -> None:
+    """Say how good the model is, beside dumb predictors of the same bytes, and what to do next."""
+    from engine.train.baselines import baselines
+
+    assert progress.prepared
+    data = progress.prepared.data
+    rows = list(baselines(data.shards, data.tokenizer, finished.score.bytes))
+    score = finished.score
+    if as_json:
+        emit_json(
+            "train",
+            {
+                "folder": str(finished.folder / "best"),
+                "step": finished.step,
+                "tokens": finished.tokens,
+                "seconds": finished.seconds,
+                "bits_per_byte": score.bits_per_byte,
+                "loss": score.loss,
+                "held_out_bytes": score.bytes,
+                "parameters": progress.prepared.parameters,
+                "peak_memory": finished.peak_memory,
+                "baselines": {row.name: row.bits_per_byte for row in rows},
+            },
+        )
+    elif not sys.stdout.isatty():
+        emit(str(finished.folder / "best"))
+    if quiet:
+        return
+    epochs = finished.tokens / max(1, data.shards.train.tokens)
+    say("")
+    say(
+        f"trained {count(progress.prepared.parameters)} parameters for {finished.step} steps on"
+        f" {finished.tokens:,} tokens ({epochs:.2f} epochs) in {clock(finished.seconds)},"
+        f" peak memory {size(finished.peak_memory)}"
+    )
+    say(f"held-out text, {size(score.bytes)}, bits per byte (lower is better):")
+    table = [("this model", score.bits_per_byte, "")]
+    table += [(row.name, row.bits_per_byte, row.note) for row in rows]
+    for name, figure, note in sorted(table, key=lambda row: row[1] if row[1] is not None else 99):
+        shown = f"{figure:.3f}" if figure is not None else "  –  "
+        mark = " ◀" if name == "this model" else ""
+        say(f"  {shown}  {name}{mark}{'  ' + note if note else ''}")
+    name = finished.folder.name if finished.folder.parent.name == "checkpoints" else finished.folder
+    say(f'saved {finished.folder}/best · try: lm generate "def " -m {name}')

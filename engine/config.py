@@ -1,0 +1,205 @@
+"""The whole vocabulary of a recipe: one frozen tree of settings, each with default and meaning.
+
+A default lives here and nowhere else; a recipe file holds only its differences. `engine/recipe.py`
+fills the tree from YAML and the command line.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """Declare a recipe field: its default, its one-line meaning and its allowed range."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high})
+
+
+def section(kind: type, doc: str) -> Any:
+    """Declare a nested branch of the recipe."""
+    return dataclasses.field(default_factory=kind, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Where a run lives and what it runs on."""
+
+    name: str = setting("", "folder under checkpoints/ to write to; empty takes the recipe's name")
+    seed: int = setting(1337, "fixes weights, data order and dropout", low=0)
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting(
+        "auto", "where to compute; auto takes cuda, then mps, then cpu"
+    )
+    dtype: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "matmul precision; auto takes bf16 where the hardware multiplies it natively"
+    )
+    threads: int = setting(0, "CPU threads; 0 takes one per core", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The shape of the transformer. The defaults give a small Qwen3."""
+
+    vocab_size: int = setting(0, "rows of the embedding; 0 takes the tokenizer's", low=0)
+    d_model: int = setting(256, "width of the residual stream (D)", low=2)
+    n_layers: int = setting(6, "transformer blocks (L)", low=1)
+    n_heads: int = setting(4, "query heads (N)", low=1)
+    n_kv_heads: int = setting(0, "key/value heads (K); 0 takes n_heads", low=0)
+    head_dim: int = setting(0, "width of a head (H); 0 takes d_model / n_heads", low=0)
+    d_ff: int = setting(
+        0, "hidden width of the MLP (F); 0 takes 8/3 d_model, to the next 32", low=0
+    )
+    max_seq_len: int = setting(1024, "longest context the model accepts, in tokens", low=1)
+    norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "kind of normalisation")
+    norm_eps: float = setting(1e-6, "added to the variance in normalisation", low=0)
+    sandwich_norm: bool = setting(False, "normalise the output of each branch as well")
+    qk_norm: bool = setting(True, "normalise queries and keys per head")
+    position: Literal["rope", "learned", "none"] = setting("rope", "how positions are encoded")
+    rope_theta: float = setting(10000.0, "base of the rotary frequencies", low=1)
+    activation: Literal["swiglu", "geglu", "gelu", "relu2"] = setting("swiglu", "MLP non-linearity")
+    attention_bias: bool = setting(False, "biases on the q, k and v projections")
+    output_bias: bool = setting(False, "bias on the attention output projection")
+    mlp_bias: bool = setting(False, "biases in the MLP")
+    sliding_window: int = setting(0, "tokens a windowed layer sees; 0 means no window", low=0)
+    full_every: int = setting(0, "with a window, every n-th layer is full; 0 means none is", low=0)
+    tie_embeddings: bool = setting(False, "use the embedding matrix as output head too")
+    logit_softcap: float = setting(0.0, "squash logits to ±this by tanh; 0 means off", low=0)
+
+    def __post_init__(self) -> None:
+        # Derived sizes are filled in here so that every reader sees real numbers, never the 0.
+        fill = object.__setattr__
+        if not self.n_kv_heads:
+            fill(self, "n_kv_heads", self.n_heads)
+        if not self.head_dim:
+            if self.d_model % self.n_heads:
+                raise ValueError(
+                    f"model.d_model={self.d_model} is not divisible by model.n_heads="
+                    f"{self.n_heads}; change one or set model.head_dim"
+                )
+            fill(self, "head_dim", self.d_model // self.n_heads)
+        if not self.d_ff:
+            fill(self, "d_ff", 32 * math.ceil(self.d_model * 8 / 3 / 32))
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads="
+                f"{self.n_kv_heads}"
+            )
+        if self.position == "rope" and self.head_dim % 2:
+            raise ValueError(
+                f"model.head_dim={self.head_dim} is odd; rotary positions need it even"
+            )
+
+    def window(self, layer: int) -> int:
+        """Return how many tokens `layer` may look back over, itself included; 0 means all."""
+        if self.full_every and (layer + 1) % self.full_every == 0:
+            return 0
+        return self.sliding_window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerConfig:
+    """The tokenizer: an existing one, or one to learn from the training text."""
+
+    path: str = setting("", "folder or tokenizer.json to use; empty learns a new one")
+    vocab_size: int = setting(
+        4096, "most tokens to learn, specials included", low=260, high=1 << 20
+    )
+    split: Literal["gpt4", "line", "none"] = setting(
+        "gpt4", "where merges may not cross: word-like pieces, lines, or nowhere"
+    )
+    sample_bytes: int = setting(50_000_000, "bytes of training text to learn merges from", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """The text to learn from and how it is cut up."""
+
+    train: str = setting("stdlib", "stdlib, pydoc, a file, folder, glob, or - for standard input")
+    valid: str = setting("", "text to evaluate on; empty holds documents out of data.train")
+    holdout: int = setting(20, "hold out one document in this many, by hash of its name", low=2)
+    format: Literal["auto", "text", "jsonl", "parquet"] = setting(
+        "auto", "auto goes by file ending"
+    )
+    column: str = setting("text", "field of a JSONL or parquet row that holds the text")
+    seq_len: int = setting(256, "tokens of context per training sequence (T)", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """How gradients become updates."""
+
+    name: Literal["muon", "adamw"] = setting("muon", "optimizer of the blocks' weight matrices")
+    lr: float = setting(0.02, "peak learning rate of the matrices", low=0)
+    embed_lr: float = setting(0.01, "peak AdamW rate of the token embedding", low=0)
+    head_lr: float = setting(0.004, "peak AdamW rate of output head, norms and biases", low=0)
+    momentum: float = setting(0.95, "Muon's momentum", low=0, high=1)
+    beta1: float = setting(0.9, "AdamW's decay of the gradient mean", low=0, high=1)
+    beta2: float = setting(0.95, "AdamW's decay of the gradient square", low=0, high=1)
+    eps: float = setting(1e-10, "AdamW's guard against division by zero", low=0)
+    weight_decay: float = setting(0.0, "decoupled decay of the weight matrices, times lr", low=0)
+    clip: float = setting(1.0, "largest gradient norm; 0 means no clipping", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the run, as a factor of its peak."""
+
+    name: Literal["wsd", "cosine", "constant"] = setting("wsd", "shape after the warm-up")
+    warmup: int = setting(20, "steps of linear rise", low=0)
+    decay: float = setting(0.5, "share of all steps spent falling, for wsd", low=0, high=1)
+    floor: float = setting(0.0, "factor that the fall ends at", low=0, high=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How long and in what bites to train."""
+
+    steps: int = setting(0, "optimizer updates; 0 takes as many as fit train.budget", low=0)
+    budget: str = setting("5m", "training time if steps is 0: 90s, 5m, 1h", low=None)
+    batch_size: int = setting(32, "sequences per update", low=1)
+    accumulate: int = setting(1, "parts a batch is computed in; same update, less memory", low=1)
+    dropout: float = setting(
+        0.0, "share of each branch's output dropped in training", low=0, high=0.9
+    )
+    loss_chunk: int = setting(1024, "tokens whose logits exist at once in the loss", low=1)
+    compile: bool = setting(False, "torch.compile the blocks; pays off in long runs", low=None)
+    optim: OptimConfig = section(OptimConfig, "optimizer")
+    schedule: ScheduleConfig = section(ScheduleConfig, "learning-rate schedule")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """What is measured and kept while training."""
+
+    every: int = setting(0, "steps between evaluations; 0 means five in a run", low=0)
+    bytes: int = setting(100_000, "held-out bytes per evaluation on the way", low=1)
+    final_bytes: int = setting(2_000_000, "held-out bytes of the evaluation at the end", low=1)
+    seq_len: int = setting(0, "context when scoring; 0 takes data.seq_len", low=0)
+    overlap: int = setting(4, "at the end, windows move on by seq_len / overlap tokens", low=1)
+    save_every: str = setting("60s", "time or steps between checkpoints: 60s, 10m, 500")
+    log_every: int = setting(10, "steps between lines when output is not a terminal", low=1)
+    prompt: str = setting("", "text continued at each evaluation; empty means none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleConfig:
+    """How the next token is chosen. Order: penalty, temperature, top-k, top-p, min-p."""
+
+    temperature: float = setting(0.8, "divides the logits; 0 takes the most likely token", low=0)
+    top_k: int = setting(0, "keep the k most likely tokens; 0 keeps all", low=0)
+    top_p: float = setting(1.0, "keep the smallest set with this much probability", low=0, high=1)
+    min_p: float = setting(0.0, "drop tokens below this share of the likeliest", low=0, high=1)
+    repetition_penalty: float = setting(1.0, "divide the score of tokens already seen", low=0.01)
+    max_tokens: int = setting(200, "most tokens to generate", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that determines a run."""
+
+    run: RunConfig = section(RunConfig, "where it lives, what it runs on")
+    model: ModelConfig = section(ModelConfig, "shape of the transformer")
+    tokenizer: TokenizerConfig = section(TokenizerConfig, "text to token ids")
+    data: DataConfig = section(DataConfig, "text to learn from")
+    train: TrainConfig = section(TrainConfig, "length, batch, optimizer, schedule")
+    eval: EvalConfig = section(EvalConfig, "measuring and saving on the way")
+    sample: SampleConfig = section(SampleConfig, "defaults for generating")

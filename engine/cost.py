@@ -1,0 +1,49 @@
+"""What a model costs, from its shape alone: parameters, FLOPs per token, bytes of KV cache.
+
+Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1 (six FLOPs per weight per token trained,
+plus the attention scores); Pope et al. 2022, arXiv:2211.05102 (cache).
+"""
+
+from engine.config import ModelConfig
+
+
+def parameters(config: ModelConfig) -> dict[str, int]:
+    """Count parameters per group; the values add up to the model's total."""
+    D, F, H = config.d_model, config.d_ff, config.head_dim
+    q_width, kv_width = config.n_heads * H, config.n_kv_heads * H
+    norm = 2 if config.norm == "layernorm" else 1
+    gated = config.activation in ("swiglu", "geglu")
+    attention = D * (q_width + 2 * kv_width) + q_width * D
+    attention += (q_width + 2 * kv_width) * config.attention_bias + D * config.output_bias
+    mlp = (3 if gated else 2) * D * F
+    mlp += ((2 if gated else 1) * F + D) * config.mlp_bias
+    norms = (4 if config.sandwich_norm else 2) * D * norm + 2 * H * norm * config.qk_norm
+    positions = config.max_seq_len * D if config.position == "learned" else 0
+    return {
+        "embedding": config.vocab_size * D + positions,
+        "attention": config.n_layers * attention,
+        "mlp": config.n_layers * mlp,
+        "norms": config.n_layers * norms + D * norm,
+        "head": 0 if config.tie_embeddings else config.vocab_size * D,
+    }
+
+
+def forward_flops(config: ModelConfig, context: int) -> int:
+    """Return the FLOPs of one forward pass per token, at a causal context of `context` tokens."""
+    count = parameters(config)
+    weights = count["attention"] + count["mlp"] + config.vocab_size * config.d_model
+    # Scores and weighted sum, 2 FLOPs each per visible key; on average half the context is visible.
+    seen = sum(
+        min(context / 2, config.window(layer) or context) for layer in range(config.n_layers)
+    )
+    return round(2 * weights + 4 * config.n_heads * config.head_dim * seen)
+
+
+def train_flops(config: ModelConfig, context: int) -> int:
+    """Return the FLOPs to train on one token: the backward pass costs twice the forward."""
+    return 3 * forward_flops(config, context)
+
+
+def kv_bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:
+    """Return the cache that one more token of context needs, in all full-attention layers."""
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * bytes_per_number

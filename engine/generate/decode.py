@@ -1,0 +1,136 @@
+"""Generating: read the prompt once (prefill), then one token at a time (decode), over a KV cache.
+
+`generate` yields a `Token` per step with the text it makes ready to show. Streaming, JSON output,
+samples during training and benchmarks all consume this one stream.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from engine.config import SampleConfig
+from engine.errors import DataError, LimitError
+from engine.generate.sampler import sample
+from engine.generate.stop import StopMatcher
+from engine.model.cache import KVCache
+from engine.model.transformer import Transformer
+from engine.text.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One generated token.
+
+    `text` is what can be shown now: it lags behind the ids inside a character or a possible stop
+    string, and the token with a `finish_reason` brings the rest.
+    """
+
+    id: int
+    text: str
+    logprob: float | None  # nats, before temperature and filters; None unless asked for
+    top: list[tuple[int, float]]  # the likeliest alternatives and their log-probabilities
+    time: float  # time.perf_counter() when it was chosen
+    finish_reason: Literal["stop", "end", "length"] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefilled:
+    """A prompt that has been read: its ids, the cache after it, the logits of what comes next."""
+
+    prompt: list[int]
+    cache: KVCache
+    logits_V: torch.Tensor
+
+
+def fit_prompt(prompt: list[int], max_tokens: int, context: int, on_overflow: str) -> list[int]:
+    """Return the prompt, cut only if the caller chose how.
+
+    `on_overflow` is `error`, `left` (drop the beginning), `middle` or `right` (drop the end).
+
+    Raises: LimitError if prompt and answer do not fit the context and `error` was chosen, or if the
+    answer alone fills it.
+    """
+    room = context - max_tokens
+    if len(prompt) <= room:
+        return prompt
+    if on_overflow == "error":
+        raise LimitError(
+            f"prompt of {len(prompt):,} tokens + --max-tokens {max_tokens:,} > context"
+            f" {context:,}; shorten one, or choose --on-overflow left|middle|right"
+        )
+    if room < 1:
+        raise LimitError(
+            f"--max-tokens {max_tokens:,} leaves no room for a prompt in a context of {context:,}"
+        )
+    if on_overflow == "left":
+        return prompt[-room:]
+    if on_overflow == "right":
+        return prompt[:room]
+    head = room // 2
+    return prompt[:head] + prompt[len(prompt) - (room - head) :]
+
+
+@torch.inference_mode()
+def prefill(model: Transformer, prompt: list[int], capacity: int) -> Prefilled:
+    """Run the prompt through the model, filling a new cache with room for `capacity` tokens.
+
+    Raises: DataError if the prompt is empty.
+    """
+    if not prompt:
+        raise DataError("the prompt is empty: there is nothing to continue")
+    weight = model.embed_tokens.weight
+    cache = KVCache(model.config, capacity=capacity, dtype=weight.dtype, device=weight.device)
+    tokens_BT = torch.tensor([prompt], device=weight.device)
+    x_BTD = model.hidden(tokens_BT, cache)
+    # Only the last position's logits are needed; the head is most of a small model's work.
+    return Prefilled(prompt=prompt, cache=cache, logits_V=model.head(x_BTD[0, -1]).float())
+
+
+@torch.inference_mode()
+def generate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    start: Prefilled,
+    config: SampleConfig,
+    *,
+    seed: int,
+    stops: Sequence[str] = (),
+    logprobs: int | None = None,
+) -> Iterator[Token]:
+    """Continue a prompt until the end-of-text token, a stop string or `config.max_tokens`.
+
+    The prefilled prompt is left as it is, so several continuations may start from it. With
+    `logprobs` k, each token comes with its log-probability and the k likeliest alternatives.
+    """
+    cache, logits_V = start.cache.fork(1), start.logits_V
+    random = torch.Generator().manual_seed(seed)
+    decoder, matcher = StreamDecoder(tokenizer), StopMatcher(stops)
+    seen = torch.tensor(start.prompt)
+    for count in range(1, config.max_tokens + 1):
+        logits_V = logits_V.cpu()
+        choice = sample(logits_V, seen, config, random)
+        token_id, now = int(choice), time.perf_counter()
+        logprob, top = None, []
+        if logprobs is not None:
+            log_probs_V = logits_V.log_softmax(-1)
+            logprob = log_probs_V[token_id].item()
+            best = log_probs_V.topk(min(logprobs, len(log_probs_V)))
+            top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        ended = token_id == tokenizer.end_of_text
+        text = "" if ended else matcher.push(decoder.push(token_id))
+        reason = "end" if ended else "stop" if matcher.hit else None
+        if reason is None and count == config.max_tokens:
+            reason = "length"
+        if reason in ("end", "length"):
+            text += matcher.push(decoder.flush()) + matcher.flush()
+            reason = "stop" if matcher.hit else reason
+        yield Token(
+            id=token_id, text=text, logprob=logprob, top=top, time=now, finish_reason=reason
+        )
+        if reason:
+            return
+        seen = torch.cat((seen, choice.view(1)))
+        logits_V = model(choice.view(1, 1).to(start.logits_V.device), cache)[0, -1].float()

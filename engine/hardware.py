@@ -1,0 +1,109 @@
+"""The machine: which device and precision to use, how fast it multiplies, how much memory it took.
+
+Decisions are made by functions that are called with the recipe's wish and return the answer;
+nothing is decided at import.
+"""
+
+import ctypes
+import os
+import resource
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from engine.errors import ResourceError
+
+
+def pick_device(wish: str) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises: ResourceError if the named device is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wish == "auto":
+        wish = next(name for name, present in there.items() if present)
+    if not there[wish]:
+        raise ResourceError(f"this machine has no {wish} device; use run.device=auto")
+    return torch.device(wish)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Tell whether the device multiplies bf16 natively; elsewhere it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def pick_dtype(wish: str, device: torch.device) -> torch.dtype:
+    """Return the matmul precision for `auto`, `fp32` or `bf16`."""
+    if wish == "auto":
+        wish = "bf16" if has_fast_bf16(device) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[wish]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Run matmuls in `dtype` while weights stay fp32; does nothing for fp32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def use_threads(wish: int) -> int:
+    """Set and return the number of CPU threads; 0 means one per core this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = wish or cores or 1
+    torch.set_num_threads(count)
+    return count
+
+
+def keep_heap() -> None:
+    """Let glibc keep freed memory, so that large tensors are not mapped and zeroed anew each step.
+
+    By default blocks over 32 MB go back to the kernel on free, and every page of the next one
+    faults again. Elsewhere than on glibc this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
+    """Measure the most FLOP/s this machine reaches on a square matmul, the yardstick for MFU."""
+    size = 1024 if device.type == "cpu" else 4096
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    torch.mm(a, b)
+    while time.perf_counter() < end:
+        synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for queued work, so that a clock read afterwards means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory() -> int:
+    """Return the largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

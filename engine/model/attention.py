@@ -1,0 +1,89 @@
+"""Grouped-query self-attention: each token gathers what it needs from the tokens before it.
+
+            N query heads     q0 q1 q2 q3      softmax(q kᵀ / √H + mask) v, per query head;
+            K key/value heads  └─k0┘ └─k1┘     query head i reads key/value head i // (N/K)
+
+Sources: Vaswani et al. 2017, arXiv:1706.03762 (attention); Ainslie et al. 2023, arXiv:2305.13245
+(grouped queries); Dehghani et al. 2023, arXiv:2302.05442 (query/key normalisation).
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.config import ModelConfig
+from engine.model.cache import FullLayer, WindowLayer
+from engine.model.norm import make_norm
+from engine.model.rope import rotate
+
+
+def attend_reference(
+    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_TS: Tensor | None
+) -> Tensor:
+    """Compute attention in the open, one formula a line; the oracle for the fast path.
+
+    Shapes: mask_TS is True where a query may look; returns BNTH.
+    Source: Vaswani et al. 2017, eq. 1.
+    """
+    group = q_BNTH.shape[1] // k_BKSH.shape[1]
+    k_BNSH, v_BNSH = (x.repeat_interleave(group, dim=1) for x in (k_BKSH, v_BKSH))
+    score_BNTS = q_BNTH @ k_BNSH.transpose(-1, -2) / math.sqrt(q_BNTH.shape[-1])
+    if mask_TS is not None:
+        score_BNTS = score_BNTS.masked_fill(~mask_TS, -math.inf)
+    return score_BNTS.softmax(dim=-1) @ v_BNSH
+
+
+def visible(q_position_T: Tensor, k_position_S: Tensor, window: int) -> Tensor:
+    """Return mask_TS, True where a key is not in the query's future nor beyond its window."""
+    distance_TS = q_position_T[:, None] - k_position_S[None, :]
+    mask_TS = distance_TS >= 0
+    return mask_TS & (distance_TS < window) if window else mask_TS
+
+
+class Attention(nn.Module):
+    """Project to queries, keys and values, attend, project back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        q_width = config.n_heads * config.head_dim
+        kv_width = config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.d_model, q_width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.d_model, kv_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.d_model, kv_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(q_width, config.d_model, bias=config.output_bias)
+        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask_TS: Tensor | None,
+        causal: bool,
+        cache: FullLayer | WindowLayer | None,
+        length: int,
+    ) -> Tensor:
+        """Attend over x and, with a cache, over the `length` tokens before it.
+
+        Shapes: x_BTD → BTD. `causal` says that the mask is the plain triangle, which SDPA can
+        apply without one; otherwise mask_TS (or None: everything is visible) decides.
+        """
+        B, T, _ = x_BTD.shape
+        q_BNTH = self.q_norm(self.q_proj(x_BTD).view(B, T, -1, self.head_dim)).transpose(1, 2)
+        k_BKTH = self.k_norm(self.k_proj(x_BTD).view(B, T, -1, self.head_dim)).transpose(1, 2)
+        v_BKTH = self.v_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
+        if rope is not None:
+            q_BNTH, k_BKTH = rotate(q_BNTH, *rope), rotate(k_BKTH, *rope)
+        if cache is not None:
+            k_BKTH, v_BKTH = cache.update(length, k_BKTH, v_BKTH)
+        y_BNTH = F.scaled_dot_product_attention(
+            q_BNTH,
+            k_BKTH.to(q_BNTH.dtype),
+            v_BKTH.to(q_BNTH.dtype),
+            attn_mask=mask_TS,
+            is_causal=causal,
+            enable_gqa=q_BNTH.shape[1] != k_BKTH.shape[1],
+        )
+        return self.o_proj(y_BNTH.transpose(1, 2).reshape(B, T, -1))

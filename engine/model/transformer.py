@@ -1,0 +1,189 @@
+"""The decoder: token ids in, one score per vocabulary entry out. The heart of the workbench.
+
+    tokens ─ embed ─┬─ norm ─ attention ─(+)─ norm ─ MLP ─(+)─ … L blocks … ─ norm ─ head ─ logits
+                    └──────── residual ───┘└─── residual ──┘
+
+One class serves every family in `families.py`; a `ModelConfig` says which. It knows nothing of
+losses (`engine/train/loss.py`) nor of sampling (`engine/generate/sampler.py`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.config import ModelConfig
+from engine.model.attention import Attention, visible
+from engine.model.cache import FullLayer, KVCache, WindowLayer
+from engine.model.norm import make_norm
+from engine.model.rope import rope_table
+
+
+def relu2(x: Tensor) -> Tensor:
+    """Square the positive part. Source: So et al. 2021, arXiv:2109.08668 (Primer)."""
+    return F.relu(x).square()
+
+
+# name → (function, gated). Source of the gated forms: Shazeer 2020, arXiv:2002.05202.
+ACTIVATIONS = {
+    "swiglu": (F.silu, True),
+    "geglu": (F.gelu, True),
+    "gelu": (F.gelu, False),
+    "relu2": (relu2, False),
+}
+
+
+class MLP(nn.Module):
+    """Widen, bend, narrow: the part of a block that works on each token alone."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation, gated = ACTIVATIONS[config.activation]
+        D, F_ = config.d_model, config.d_ff
+        self.gate_proj = nn.Linear(D, F_, bias=config.mlp_bias) if gated else None
+        self.up_proj = nn.Linear(D, F_, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(F_, D, bias=config.mlp_bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Shapes: BTD → BTD."""
+        up_BTF = self.up_proj(x_BTD)
+        if self.gate_proj is None:
+            return self.down_proj(self.activation(up_BTF))
+        return self.down_proj(self.activation(self.gate_proj(x_BTD)) * up_BTF)
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each read from a normalised stream and added back to it."""
+
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        self.input_norm = make_norm(config, config.d_model)
+        self.attention = Attention(config)
+        self.mlp_norm = make_norm(config, config.d_model)
+        self.mlp = MLP(config)
+        # Sandwich norms (Gemma 2) also normalise what a branch adds to the stream.
+        after = config.sandwich_norm
+        self.attention_out_norm = make_norm(config, config.d_model) if after else nn.Identity()
+        self.mlp_out_norm = make_norm(config, config.d_model) if after else nn.Identity()
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, **attention) -> Tensor:
+        """Shapes: BTD → BTD; keyword arguments go to `Attention.forward`."""
+        branch_BTD = self.attention(self.input_norm(x_BTD), **attention)
+        x_BTD = x_BTD + self.drop(self.attention_out_norm(branch_BTD))
+        branch_BTD = self.mlp(self.mlp_norm(x_BTD))
+        return x_BTD + self.drop(self.mlp_out_norm(branch_BTD))
+
+
+class Transformer(nn.Module):
+    """A decoder-only transformer, stateless: everything that changes is an argument."""
+
+    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        learned = config.position == "learned"
+        self.embed_positions = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.n_layers))
+        self.norm = make_norm(config, config.d_model)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        if config.position == "rope":
+            self.register_buffer("cos_SH", torch.empty(0), persistent=False)
+            self.register_buffer("sin_SH", torch.empty(0), persistent=False)
+            self.fill_tables()
+
+    def fill_tables(self) -> None:
+        """Compute the rotation tables, which follow from the config and are never stored."""
+        if self.config.position == "rope":
+            device = self.embed_tokens.weight.device
+            self.cos_SH, self.sin_SH = (t.to(device) for t in rope_table(self.config))
+
+    def forward(
+        self, tokens_BT: Tensor, cache: KVCache | None = None, *, causal: bool = True
+    ) -> Tensor:
+        """Score every vocabulary entry as the next token, at every position.
+
+        Shapes: tokens_BT → logits_BTV (fp32 or the autocast dtype).
+        """
+        return self.head(self.hidden(tokens_BT, cache, causal=causal))
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        """Turn final hidden states into logits; kept apart so that callers may pick positions."""
+        logits_BTV = self.lm_head(x_BTD)
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV
+
+    def hidden(
+        self,
+        tokens_BT: Tensor | None,
+        cache: KVCache | None = None,
+        *,
+        causal: bool = True,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Run the blocks; with a cache, continue after the tokens it holds and add these to it.
+
+        Shapes: tokens_BT, or inputs_embeds BTD in their place, → BTD after the final norm.
+        """
+        x_BTD: Tensor = self.embed_tokens(tokens_BT) if inputs_embeds is None else inputs_embeds
+        T, start = x_BTD.shape[1], cache.length if cache else 0
+        if self.embed_positions is not None:
+            x_BTD = x_BTD + self.embed_positions.weight[start : start + T]
+        rope = None
+        if self.config.position == "rope":
+            rope = (self.cos_SH[start : start + T], self.sin_SH[start : start + T])
+        masks: dict[tuple, tuple[Tensor | None, bool]] = {}  # layers of one kind share a mask
+        for index, block in enumerate(self.blocks):
+            layer = cache.layers[index] if cache else None
+            window = self.config.window(index)
+            kind = (window, layer.first if layer else 0)
+            if kind not in masks:
+                masks[kind] = self._mask(T, start, layer, window, causal, x_BTD.device)
+            mask_TS, triangle = masks[kind]
+            x_BTD = block(
+                x_BTD, rope=rope, mask_TS=mask_TS, causal=triangle, cache=layer, length=start
+            )
+        if cache:
+            cache.advance(T)
+        return self.norm(x_BTD)
+
+    @staticmethod
+    def _mask(
+        T: int,
+        start: int,
+        layer: FullLayer | WindowLayer | None,
+        window: int,
+        causal: bool,
+        device: torch.device,
+    ) -> tuple[Tensor | None, bool]:
+        """Choose what T queries from position `start` see: (mask_TS or None, plain triangle?)."""
+        if not causal:
+            return None, False
+        if start == 0 and (not window or window >= T):
+            return None, True
+        if T == 1 and not window:
+            return None, False  # the newest token sees everything before it
+        q_position_T = torch.arange(start, start + T, device=device)
+        k_position_S = layer.positions(start, T, device) if layer else q_position_T
+        return visible(q_position_T, k_position_S, window), False
+
+
+def initialise(model: Transformer, generator: torch.Generator) -> None:
+    """Fill all weights for training from nothing, from `generator` alone.
+
+    Matrices that read the stream get variance 1/fan-in; matrices that write to it, and an untied
+    head, start at zero, so that every block begins as the identity and the first loss is exactly
+    ln V. Source: zero-initialised output projections, Zhang et al. 2019, arXiv:1901.09321.
+    """
+    tied = model.config.tie_embeddings
+    for name, parameter in model.named_parameters():
+        if (
+            name.endswith(("o_proj.weight", "down_proj.weight", ".bias"))
+            or name == "lm_head.weight"
+        ):
+            nn.init.zeros_(parameter)
+        elif name.startswith("embed_"):
+            nn.init.normal_(parameter, std=0.02 if tied else 1.0, generator=generator)
+        elif parameter.ndim == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)

@@ -1,0 +1,107 @@
+"""How good is the model? Bits per byte on held-out text, a figure no tokenizer can flatter.
+
+    bits per byte = (nats over all tokens / ln 2) / bytes of the text those tokens spell
+
+Every byte counts once, predicted from what stands before it in the same document.
+
+Sources: Shannon 1948 (bits of surprise); Gao et al. 2020, arXiv:2101.00027, section 3.1 (bpb).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from engine.data.batches import IGNORE
+from engine.model.transformer import Transformer
+from engine.text.tokenizer import Tokenizer
+
+ROWS = 8  # windows scored at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """The surprise of a model at a text."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits to encode one byte of the text with this model as the predictor."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def loss(self) -> float:
+        """Nats per token; comparable only between models with the same tokenizer."""
+        return self.nats / self.tokens
+
+
+def documents(tokens: np.ndarray, end_of_text: int) -> list[np.ndarray]:
+    """Cut a token stream at its end-of-text tokens, which are left out."""
+    ends = np.flatnonzero(tokens == end_of_text)
+    parts = np.split(tokens, ends + 1)
+    return [part[part != end_of_text] for part in parts if (part != end_of_text).any()]
+
+
+def windows(length: int, context: int, stride: int) -> list[tuple[int, int, int]]:
+    """Cover positions 0 … length - 1 by windows of at most `context` inputs.
+
+    Returns: (start, first scored, end) per window. Each position is scored once; all but those of
+    a document's first window have at least context - stride tokens before them.
+    """
+    covered, found = 0, []
+    while covered < length:
+        end = min(length, context if not covered else covered + stride)
+        found.append((max(0, end - context), covered, end))
+        covered = end
+    return found
+
+
+@torch.inference_mode()
+def score(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    tokens: np.ndarray,
+    *,
+    context: int,
+    stride: int,
+    max_bytes: int | None = None,
+) -> Score:
+    """Score a token stream document by document, the first `max_bytes` bytes of it or all.
+
+    Each document is predicted from an end-of-text token on, so its first token counts too.
+    """
+    model.eval()
+    device = model.embed_tokens.weight.device
+    piece_bytes = np.array([len(piece) for piece in tokenizer.pieces])
+    rows: list[tuple[np.ndarray, np.ndarray]] = []  # inputs and targets of one window
+    size = count = 0
+    for document in documents(tokens, tokenizer.end_of_text):
+        if max_bytes is not None:
+            document = document[: np.searchsorted(piece_bytes[document].cumsum(), max_bytes - size)]
+        inputs = np.concatenate(([tokenizer.end_of_text], document[:-1])).astype(np.int64)
+        for start, first, end in windows(len(document), context, stride):
+            targets = document[start:end].astype(np.int64)
+            targets[: first - start] = IGNORE
+            rows.append((inputs[start:end], targets))
+        size += int(piece_bytes[document].sum())
+        count += len(document)
+    nats = 0.0
+    rows.sort(key=lambda row: len(row[0]))  # windows of one length share a batch without padding
+    for first in range(0, len(rows), ROWS):
+        group = rows[first : first + ROWS]
+        longest = len(group[-1][0])
+        tokens_BT = torch.zeros(len(group), longest, dtype=torch.long)
+        targets_BT = torch.full((len(group), longest), IGNORE)
+        for row, (inputs, targets) in enumerate(group):  # padding on the right sees nothing
+            tokens_BT[row, : len(inputs)] = torch.from_numpy(inputs)
+            targets_BT[row, : len(targets)] = torch.from_numpy(targets)
+        x_BTD = model.hidden(tokens_BT.to(device))
+        scored_BT = targets_BT != IGNORE
+        logits = model.head(x_BTD[scored_BT.to(device)]).float()
+        nats += F.cross_entropy(logits, targets_BT[scored_BT].to(device), reduction="sum").item()
+    return Score(nats=nats, tokens=count, bytes=size)

@@ -1,0 +1,83 @@
+"""How many steps fit the time budget: measure real steps, fix a number, write it down.
+
+    lm train stdlib train.budget=5m      12 steps measured → 640 planned → schedule ends in time
+
+The plan is a file of the run, so a resumed run follows the same plan to the bit. A warm-up–stable–
+decay schedule is corrected once, half-way through its stable part, when the machine turned out
+faster or slower; its past steps do not depend on the total, so nothing is falsified.
+"""
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from engine.config import TrainConfig
+from engine.files import write_whole
+from engine.recipe import duration
+
+MEASURED = 12  # steps before the first plan
+WARM_UP = 3  # of them, left out: first-touch memory, lazy initialisation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A decision: from step `at` on, the run is `steps` long."""
+
+    at: int
+    steps: int
+    seconds_per_step: float
+
+
+class Planner:
+    """Knows the length of a run: given, planned earlier, or to be planned from measured steps."""
+
+    def __init__(self, config: TrainConfig, path: Path) -> None:
+        """Continue the plan at `path` if there is one."""
+        self.config, self.path = config, path
+        self.plans: list[Plan] = []
+        self.recent: list[float] = []
+        if path.is_file():
+            self.plans = [Plan(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+    def steps(self, step: int) -> int:
+        """Return the run's length as far as it is known at `step`."""
+        if self.config.steps:
+            return self.config.steps
+        known = [plan.steps for plan in self.plans if plan.at <= step]
+        return known[-1] if known else 1 << 40  # not yet measured: nothing has to end
+
+    def known(self, step: int) -> bool:
+        """Tell whether the run's length is known at `step`."""
+        return bool(self.config.steps) or any(plan.at <= step for plan in self.plans)
+
+    def due(self, step: int) -> bool:
+        """Tell whether a decision is to be made after `step` updates."""
+        if self.config.steps or any(plan.at == step for plan in self.plans):
+            return False
+        return step in (MEASURED, self._correction(step))
+
+    def _correction(self, step: int) -> int | None:
+        """Return the step half-way through the stable part, where the first plan is corrected."""
+        earlier = [plan for plan in self.plans if plan.at < step]
+        if self.config.schedule.name != "wsd" or len(earlier) != 1:
+            return None
+        stable = round(earlier[0].steps * (1 - self.config.schedule.decay))
+        return stable // 2 if stable // 2 > 2 * MEASURED else None
+
+    def observe(self, seconds: float) -> None:
+        """Note how long a step took."""
+        self.recent.append(seconds)
+
+    def decide(self, step: int, elapsed: float, other: float) -> Plan:
+        """Fix the number of steps, leaving `other` seconds for what is not training.
+
+        The plan is on disk before the next step is taken.
+        """
+        measured = self.recent[WARM_UP:] if len(self.recent) > 2 * WARM_UP else self.recent
+        each = statistics.fmean(sorted(measured)[: max(1, len(measured) * 9 // 10)])
+        left = duration(self.config.budget) - elapsed - other
+        plan = Plan(at=step, steps=step + max(1, int(left / each)), seconds_per_step=each)
+        self.plans.append(plan)
+        write_whole(self.path, json.dumps([asdict(each) for each in self.plans]) + "\n")
+        return plan

@@ -1,0 +1,146 @@
+"""From a recipe to everything the first step needs: folder, text, tokenizer, tokens, model.
+
+Next on the arrow: `engine/train/run.py`, which takes the steps.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from engine import checkpoint
+from engine.config import Recipe
+from engine.data.corpora import open_corpus, scan, spool
+from engine.data.pack import PackProgress, Shards, pack, sides
+from engine.errors import CheckpointError, RecipeError
+from engine.files import write_whole
+from engine.model.transformer import Transformer, initialise
+from engine.recipe import dump, load, override
+from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
+from engine.train.optim import Optimizers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doing:
+    """A stage that takes a while has begun."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """The text, ready to be learned from."""
+
+    tokenizer: Tokenizer
+    shards: Shards
+    dropped: dict[str, int]  # files left out, by reason
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRun:
+    """What a run to be continued left behind."""
+
+    folder: Path
+    state: dict[str, Any]
+
+
+def open_folder(recipe: Recipe, folder: Path, resume: bool) -> SavedRun | None:
+    """Make the folder of a new run, or find the state to continue from.
+
+    Raises: RecipeError if there is a run and `resume` is not set, or if its recipe differs.
+    """
+    written = folder / "recipe.yaml"
+    if not written.is_file():
+        if resume:
+            raise RecipeError(f"{folder} holds no run to resume; leave --resume out to start one")
+        checkpoint.create_run(folder, dump(recipe))
+        return None
+    if not resume:
+        raise RecipeError(
+            f"{folder} already holds a run; continue it with --resume, replace it with --force, or"
+            " choose another folder with -o"
+        )
+    before = load(written.read_text(encoding="utf-8"), str(written))
+    differences = [
+        f"{key} was {old!r}, is {new!r}" for key, old, new in _differences(before, recipe)
+    ]
+    if differences:
+        raise RecipeError(
+            f"{folder} was started with another recipe ({'; '.join(differences)}); resume with the"
+            " same one, or choose another folder with -o"
+        )
+    last = folder / "last"
+    if not (last / "manifest.json").is_file():
+        return None  # stopped before its first checkpoint: start again, to the same result
+    checkpoint.read_manifest(last)
+    return SavedRun(last.resolve(), checkpoint.read_json(last / "state" / "state.json"))
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, old, new) for every field in which two recipes differ."""
+    for field in dataclasses.fields(a):
+        key, old, new = f"{prefix}{field.name}", getattr(a, field.name), getattr(b, field.name)
+        if dataclasses.is_dataclass(old):
+            yield from _differences(old, new, f"{key}.")
+        elif old != new and key not in ("run.threads", "run.name"):
+            yield key, old, new
+
+
+def prepare_data(
+    recipe: Recipe, folder: Path, cache: Path, stdin: BinaryIO | None
+) -> Generator[Doing | PackProgress, None, Data]:
+    """Read the corpora, learn or load the tokenizer, tokenise; yields progress, returns `Data`."""
+    data = recipe.data
+    yield Doing(what=f"reading {data.train}")
+    piped = spool(stdin, folder / "stdin") if data.train == "-" else None
+    train = scan(open_corpus(data.train, data, piped), data.holdout)
+    valid = scan(open_corpus(data.valid, data), data.holdout) if data.valid else None
+    # The run's own copy wins: from the first step on, nothing outside the folder can change it.
+    own = folder / "tokenizer.json"
+    if own.is_file():
+        tokenizer = load_tokenizer(own)
+    elif recipe.tokenizer.path:
+        tokenizer = load_tokenizer(Path(recipe.tokenizer.path))
+    else:
+        yield Doing(what=f"learning a tokenizer of {recipe.tokenizer.vocab_size:,} tokens")
+        texts = (p.text for side, p in sides(train, valid, data.holdout) if side == "train")
+        tokenizer = learn(texts, recipe.tokenizer)
+    if not own.is_file():
+        write_whole(own, tokenizer.to_json())
+    yield Doing(what="tokenising")
+    shards = yield from pack(train, valid, tokenizer, data.holdout, cache)
+    dropped = train[1].dropped + (valid[1].dropped if valid else Counter())
+    return Data(tokenizer=tokenizer, shards=shards, dropped=dict(dropped))
+
+
+def fill_sizes(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
+    """Give the model the tokenizer's vocabulary. Raises: RecipeError if it has a smaller one."""
+    wish = recipe.model.vocab_size
+    if wish and wish < tokenizer.vocab_size:
+        raise RecipeError(
+            f"model.vocab_size={wish} is smaller than the tokenizer's {tokenizer.vocab_size};"
+            " leave it at 0"
+        )
+    return override(recipe, model={"vocab_size": wish or tokenizer.vocab_size})
+
+
+def build_model(
+    recipe: Recipe, device: torch.device, saved: SavedRun | None
+) -> tuple[Transformer, Optimizers]:
+    """Make the model and its optimizer: new from the seed, or exactly as they were saved."""
+    if not saved:
+        model = Transformer(recipe.model, recipe.train.dropout)
+        initialise(model, torch.Generator().manual_seed(recipe.run.seed))
+        model = model.to(device)
+        return model, Optimizers(model, recipe.train.optim)
+    model, _ = checkpoint.load_model(saved.folder, device, recipe.train.dropout)
+    if model.config != recipe.model:
+        raise CheckpointError(f"{saved.folder}: its model is not the one of its recipe.yaml")
+    optimizer = Optimizers(model, recipe.train.optim)
+    path = saved.folder / "state" / "optimizer.safetensors"
+    optimizer.load_state(checkpoint.load_tensors(path, device))
+    return model, optimizer

@@ -1,0 +1,351 @@
+"""A training run from recipe to report: steps, plans, evaluations and checkpoints.
+
+`run` is a generator of records, in order: `Doing` and `PackProgress` while it prepares, `Prepared`,
+then `TrainStep`, `Plan`, `Evaluated` and `Saved` as they happen, and last `Finished` or
+`Interrupted`. The command line shows them; nothing here prints.
+"""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from engine import checkpoint
+from engine.config import Recipe
+from engine.cost import parameters, train_flops
+from engine.data.batches import WindowBatches
+from engine.data.pack import PackProgress
+from engine.errors import DivergenceError, RecipeError
+from engine.hardware import (
+    autocast,
+    keep_heap,
+    matmul_peak,
+    peak_memory,
+    pick_device,
+    pick_dtype,
+    use_threads,
+)
+from engine.model.transformer import Transformer
+from engine.recipe import dump, duration
+from engine.train.evaluate import Score, score
+from engine.train.log import MetricsLog
+from engine.train.loop import TrainStep, train
+from engine.train.loss import next_token_loss
+from engine.train.optim import Optimizers
+from engine.train.plan import MEASURED, Plan, Planner
+from engine.train.prepare import (
+    Data,
+    Doing,
+    SavedRun,
+    build_model,
+    fill_sizes,
+    open_folder,
+    prepare_data,
+)
+
+EVALUATIONS = 5  # in a run, unless eval.every says otherwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Everything is in place and the first step comes next."""
+
+    recipe: Recipe  # with every size filled in
+    folder: Path
+    model: Transformer
+    data: Data
+    start: int  # first step of this process; 0 unless resumed
+    device: str
+    dtype: str
+    threads: int
+    parameters: int
+    flops_per_token: int
+    peak_flops: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """The model was scored on held-out text."""
+
+    step: int
+    score: Score
+    best: bool  # lowest bits per byte so far
+    final: bool  # at the end, on more text and with overlapping windows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A checkpoint is on disk."""
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted:
+    """The run was asked to stop; it finished its step and saved."""
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The run is complete."""
+
+    step: int
+    folder: Path
+    score: Score
+    tokens: int
+    seconds: float
+    peak_memory: int
+
+
+Event = (
+    Doing | PackProgress | Prepared | TrainStep | Plan | Evaluated | Saved | Interrupted | Finished
+)
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    cache: Path,
+    *,
+    resume: bool = False,
+    stdin: BinaryIO | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Train what `recipe` describes into `folder`, or continue what is there.
+
+    `stop` is asked after every step; when it says yes, the run saves and ends with `Interrupted`.
+    `stdin` is where text comes from if data.train is "-"; the run keeps a copy to resume from.
+
+    Raises: RecipeError if the folder holds a run and `resume` is not set, or holds another run
+    than the recipe describes; DataError, CheckpointError, ResourceError; DivergenceError, after
+    saving the last good state.
+    """
+    keep_heap()
+    threads = use_threads(recipe.run.threads)
+    device = pick_device(recipe.run.device)
+    dtype = pick_dtype(recipe.run.dtype, device)
+    saved = open_folder(recipe, folder, resume)
+    data = yield from prepare_data(recipe, folder, cache, stdin)
+    recipe = fill_sizes(recipe, data.tokenizer)
+    if saved and saved.state["data"] != data.shards.digest:
+        raise RecipeError(
+            f"the text of {recipe.data.train} is not what this run was started on (digest"
+            f" {saved.state['data'][:12]}, now {data.shards.digest[:12]}); restore it or start anew"
+        )
+    model, optimizer = build_model(recipe, device, saved)
+    prepared = Prepared(
+        recipe=recipe,
+        folder=folder,
+        model=model,
+        data=data,
+        start=saved.state["step"] if saved else 0,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        threads=threads,
+        parameters=sum(parameters(recipe.model).values()),
+        flops_per_token=train_flops(recipe.model, recipe.data.seq_len),
+        peak_flops=matmul_peak(device, dtype),
+    )
+    yield prepared
+    worker = _Run(prepared, optimizer, saved)
+    yield from worker.go(lambda: autocast(device, dtype), stop)
+
+
+class _Run:
+    """The part of a run after preparation: steps, evaluations and saves, in a fixed order."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        optimizer: Optimizers,
+        saved: SavedRun | None,
+    ) -> None:
+        self.prepared, self.optimizer = prepared, optimizer
+        self.recipe, self.folder, self.model = prepared.recipe, prepared.folder, prepared.model
+        self.valid = prepared.data.shards.tokens("valid")
+        state = saved.state if saved else {}
+        self.step: int = state.get("step", 0)
+        self.tokens: int = state.get("tokens", 0)
+        self.best: float | None = state.get("best")
+        self.elapsed: float = state.get("seconds", 0.0)  # of earlier processes
+        self.began = time.perf_counter()
+        self.planner = Planner(self.recipe.train, self.folder / "plan.json")
+        self.log = MetricsLog(self.folder / "metrics.jsonl", self.step)
+        self.saved_step, self.saved_at = self.step if saved else -1, self.began
+
+    def seconds(self) -> float:
+        """Return the time trained, in all processes of this run."""
+        return self.elapsed + time.perf_counter() - self.began
+
+    def go(self, precision, stop: Callable[[], bool]) -> Iterator[Event]:
+        """Train to the end, to the first `stop`, or to a divergence; save in each case."""
+        recipe = self.recipe
+        batches = WindowBatches(
+            self.prepared.data.shards.tokens("train"),
+            recipe.data.seq_len,
+            recipe.train.batch_size,
+            recipe.run.seed,
+        )
+        steps = train(
+            self.model,
+            self.optimizer,
+            batches,
+            lambda model, batch: next_token_loss(model, batch, recipe.train.loss_chunk),
+            recipe.train,
+            seed=recipe.run.seed,
+            start=self.step,
+            steps=self.planner.steps,
+            precision=precision,
+        )
+        try:
+            for event in steps:
+                self.step, self.tokens = event.step, self.tokens + event.tokens
+                row = {"step": event.step, "loss": event.loss, "lr": event.lr}
+                row |= {"grad_norm": event.grad_norm, "tokens": self.tokens}
+                self.log.write(row | {"seconds": round(self.seconds(), 3)})
+                yield event
+                yield from self._between_steps(event)
+                if stop() and self.step < self.planner.steps(self.step):
+                    yield from self._save(best=False)
+                    yield Interrupted(step=self.step, folder=self.folder)
+                    return
+        except DivergenceError as error:
+            yield from self._save(best=False)
+            raise DivergenceError(
+                f"{error}; the state before it is in {self.folder}/last"
+            ) from None
+        yield from self._finish()
+
+    def _between_steps(self, event: TrainStep) -> Iterator[Event]:
+        """Plan, evaluate and save where one is due after a step."""
+        planner, total = self.planner, self.planner.steps(self.step)
+        planner.observe(event.seconds)
+        if planner.due(self.step):
+            # An evaluation is measured too: it is part of what the budget has to hold.
+            before = self.seconds()
+            yield from self._evaluate(final=False)
+            each = self.seconds() - before
+            left = EVALUATIONS - 1 if self.step <= MEASURED else EVALUATIONS // 2
+            plan = planner.decide(self.step, self.seconds(), left * each)
+            yield plan
+        elif self.step < total and self._evaluation_due(total):
+            yield from self._evaluate(final=False)
+        if self.step < total and self._save_due():
+            yield from self._save(best=False)
+
+    def _evaluation_due(self, total: int) -> bool:
+        every = self.recipe.eval.every
+        if not every:
+            if not self.planner.known(self.step):
+                return False
+            every = max(1, round(total / EVALUATIONS))
+        return self.step % every == 0
+
+    def _save_due(self) -> bool:
+        every = self.recipe.eval.save_every
+        if every.isdigit():
+            return self.step % int(every) == 0
+        return time.perf_counter() - self.saved_at >= duration(every)
+
+    def _evaluate(self, final: bool) -> Iterator[Event]:
+        """Score held-out text, more of it at the end; save if the figure is the best so far."""
+        settings = self.recipe.eval
+        context = settings.seq_len or self.recipe.data.seq_len
+        result = score(
+            self.model,
+            self.prepared.data.tokenizer,
+            self.valid,
+            context=context,
+            stride=max(1, context // settings.overlap) if final else context,
+            max_bytes=settings.final_bytes if final else settings.bytes,
+        )
+        row = {"step": self.step, "valid_bpb": result.bits_per_byte, "valid_loss": result.loss}
+        row |= {"valid_bytes": result.bytes, "final": final}
+        self.log.write(row | {"seconds": round(self.seconds(), 3)})
+        best = not final and (self.best is None or result.bits_per_byte < self.best)
+        if best:
+            self.best = result.bits_per_byte
+        yield Evaluated(step=self.step, score=result, best=best, final=final)
+        if best:
+            yield from self._save(best=True)
+
+    def _save(self, best: bool) -> Iterator[Event]:
+        """Write a checkpoint of this step, unless it is there already."""
+        if self.step == self.saved_step and not best:
+            return
+        shards = self.prepared.data.shards
+        data = {"source": self.recipe.data.train, "digest": shards.digest, "held_out": shards.rule}
+        data |= {
+            "train": dataclasses.asdict(shards.train),
+            "valid": dataclasses.asdict(shards.valid),
+        }
+        snapshot = checkpoint.Snapshot(
+            step=self.step,
+            model=self.model,
+            tokenizer=self.prepared.data.tokenizer,
+            recipe_yaml=dump(self.recipe),
+            sample=self.recipe.sample,
+            facts={
+                "parent": None,
+                "tokens_seen": self.tokens,
+                "valid_bpb": self.best,
+                "train_seconds": round(self.seconds(), 1),
+                "data": data,
+                "tokenizer": self.prepared.data.tokenizer.digest,
+                "versions": versions(),
+            },
+            optimizer=self.optimizer.state(),
+            state={
+                "step": self.step,
+                "tokens": self.tokens,
+                "best": self.best,
+                "seconds": self.seconds(),
+                "data": shards.digest,
+            },
+        )
+        written = checkpoint.save(self.folder, snapshot, best)
+        self.saved_step, self.saved_at = self.step, time.perf_counter()
+        yield Saved(step=self.step, folder=written)
+
+    def _finish(self) -> Iterator[Event]:
+        """Evaluate the end state like the ones before it, save it, then score all held-out text."""
+        seconds = self.seconds()
+        if self.saved_step != self.step:
+            yield from self._evaluate(final=False)
+            yield from self._save(best=False)
+        yield Doing(what="scoring the held-out text")
+        final = None
+        for event in self._evaluate(final=True):
+            final = event
+            yield event
+        assert isinstance(final, Evaluated)
+        self.log.close()
+        yield Finished(
+            step=self.step,
+            folder=self.folder,
+            score=final.score,
+            tokens=self.tokens,
+            seconds=seconds,
+            peak_memory=peak_memory(),
+        )
+
+
+def versions() -> dict[str, str]:
+    """Name the versions of everything that a run's numbers depend on."""
+    return {
+        "lm-workbench": metadata.version("lm-workbench"),
+        "torch": torch.__version__,
+        "tokenizers": metadata.version("tokenizers"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
