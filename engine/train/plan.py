@@ -9,6 +9,7 @@ faster or slower; its past steps do not depend on the total, so nothing is falsi
 
 import json
 import statistics
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from engine.recipe import duration
 
 MEASURED = 12  # steps before the first plan
 WARM_UP = 3  # of them, left out: first-touch memory, lazy initialisation
+WINDOW = 100  # the newest steps, which a correction is based on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,7 @@ class Planner:
         """Continue the plan at `path` if there is one."""
         self.config, self.path = config, path
         self.plans: list[Plan] = []
-        self.recent: list[float] = []
+        self.recent: deque[float] = deque(maxlen=WINDOW)
         if path.is_file():
             self.plans = [Plan(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
 
@@ -74,8 +76,8 @@ class Planner:
 
         The plan is on disk before the next step is taken.
         """
-        measured = self.recent[WARM_UP:] if len(self.recent) > 2 * WARM_UP else self.recent
-        each = statistics.fmean(sorted(measured)[: max(1, len(measured) * 9 // 10)])
+        steady = list(self.recent)[WARM_UP:] if len(self.recent) == MEASURED else self.recent
+        each = statistics.fmean(steady)
         left = duration(self.config.budget) - elapsed - other
         plan = Plan(at=step, steps=step + max(1, int(left / each)), seconds_per_step=each)
         self.plans.append(plan)

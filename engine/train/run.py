@@ -180,7 +180,6 @@ class _Run:
         self.elapsed: float = state.get("seconds", 0.0)  # of earlier processes
         self.began = time.perf_counter()
         self.planner = Planner(self.recipe.train, self.folder / "plan.json")
-        self.log = MetricsLog(self.folder / "metrics.jsonl", self.step)
         self.saved_step, self.saved_at = self.step if saved else -1, self.began
 
     def seconds(self) -> float:
@@ -207,6 +206,7 @@ class _Run:
             steps=self.planner.steps,
             precision=precision,
         )
+        self.log = MetricsLog(self.folder / "metrics.jsonl", self.step)
         try:
             for event in steps:
                 self.step, self.tokens = event.step, self.tokens + event.tokens
@@ -219,12 +219,17 @@ class _Run:
                     yield from self._save(best=False)
                     yield Interrupted(step=self.step, folder=self.folder)
                     return
+            yield from self._finish()
         except DivergenceError as error:
-            yield from self._save(best=False)
+            # Weights that are finite may be good: the batch may be to blame. Others are not kept.
+            if all(parameter.isfinite().all() for parameter in self.model.parameters()):
+                yield from self._save(best=False)
+            where = f"{self.folder}/last holds step {max(0, self.saved_step)}"
             raise DivergenceError(
-                f"{error}; the state before it is in {self.folder}/last"
+                f"{error}; {where}" if self.saved_step >= 0 else str(error)
             ) from None
-        yield from self._finish()
+        finally:
+            self.log.close()
 
     def _between_steps(self, event: TrainStep) -> Iterator[Event]:
         """Plan, evaluate and save where one is due after a step."""
@@ -329,7 +334,6 @@ class _Run:
             final = event
             yield event
         assert isinstance(final, Evaluated)
-        self.log.close()
         yield Finished(
             step=self.step,
             folder=self.folder,

@@ -1,0 +1,85 @@
+"""Fixtures: small real things, made in-process. Nothing here needs a network or a stored model."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from engine.config import ModelConfig, TokenizerConfig
+from engine.model.transformer import Transformer, initialise
+from engine.text.tokenizer import Tokenizer, learn
+
+ROOT = Path(__file__).parent.parent
+settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("default")
+
+TEXT = (ROOT / "engine" / "model" / "transformer.py").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command printed and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """A byte-level tokenizer of 400 tokens, learned from this project's own source."""
+    return learn([TEXT], TokenizerConfig(vocab_size=400))
+
+
+def make_model(seed: int = 0, **changes) -> Transformer:
+    """A tiny model with random weights everywhere: nothing hides behind a zero initialisation."""
+    sizes = {"vocab_size": 400, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}
+    model = Transformer(ModelConfig(**(sizes | changes)))
+    random = torch.Generator().manual_seed(seed)
+    initialise(model, random)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+    return model.eval()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Result]:
+    """Run the real `lm` in a process of its own, in an empty folder; returns what it did."""
+
+    def call(*words: object, stdin: bytes | None = None, cwd: Path | None = None, **env) -> Result:
+        process = subprocess.run(
+            [sys.executable, "-m", "cli.main", *map(str, words)],
+            input=stdin if stdin is not None else b"",
+            capture_output=True,
+            cwd=cwd or tmp_path,
+            env=command_environment(tmp_path) | env,
+            timeout=120,
+            check=False,
+        )
+        out, err = process.stdout.decode(), process.stderr.decode()
+        return Result(process.returncode, out, err)
+
+    return call
+
+
+def command_environment(home: Path) -> dict[str, str]:
+    """The environment of a command under test: one thread, a private cache, no colour."""
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "80",
+        "NO_COLOR": "1",
+    }
