@@ -3,12 +3,15 @@
 Off a terminal there is no colour and no animation. Numbers are written one way everywhere.
 """
 
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from engine.errors import ResourceError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,19 +23,36 @@ def emit(text: str, end: str = "\n") -> None:
 
 
 def emit_bytes(data: bytes) -> None:
-    """Write raw payload to stdout, like `emit`."""
+    """Write raw payload to stdout, like `emit`. Raises: ResourceError if the disk is full."""
     try:
         sys.stdout.flush()
-        stream = getattr(sys.stdout, "buffer", None)
-        if stream is None:  # a test has replaced stdout by a text stream
-            sys.stdout.write(data.decode("utf-8", "replace"))
-        else:
-            stream.write(data)
-            stream.flush()
-    except BrokenPipeError:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
         # The interpreter flushes stdout once more at exit; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        raise ResourceError(f"cannot write to stdout: {error.strerror}") from None
+
+
+class _Stdout(io.TextIOBase):
+    """Standard output as rich wants it, written through `emit`."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        """Pass text on."""
+        emit(text, end="")
+        return len(text)
+
+    def isatty(self) -> bool:
+        """Tell whether a person is looking."""
+        return sys.stdout.isatty()
+
+    def fileno(self) -> int:
+        """Return the descriptor, from which rich reads the width."""
+        return sys.stdout.fileno()
 
 
 def emit_json(schema: str, value: Mapping[str, Any]) -> None:
@@ -50,7 +70,9 @@ def console(stderr: bool = False) -> "Console":
     """Return a rich console on one of the streams; rich turns colour off where it should."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not stderr)
+    if stderr:
+        return Console(stderr=True, highlight=False)
+    return Console(file=cast(IO[str], _Stdout()), highlight=False, soft_wrap=True)
 
 
 def count(number: float) -> str:

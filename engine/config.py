@@ -161,7 +161,6 @@ class TrainConfig:
         0.0, "share of each branch's output dropped in training", low=0, high=0.9
     )
     loss_chunk: int = setting(1024, "tokens whose logits exist at once in the loss", low=1)
-    compile: bool = setting(False, "torch.compile the blocks; pays off in long runs", low=None)
     optim: OptimConfig = section(OptimConfig, "optimizer")
     schedule: ScheduleConfig = section(ScheduleConfig, "learning-rate schedule")
 

@@ -5,7 +5,6 @@ nothing is decided at import.
 """
 
 import ctypes
-import os
 import resource
 import sys
 import time
@@ -58,11 +57,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def use_threads(wish: int) -> int:
-    """Set and return the number of CPU threads; 0 means one per core this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = wish or cores or 1
-    torch.set_num_threads(count)
-    return count
+    """Set and return the number of CPU threads; 0 keeps torch's choice, one per core."""
+    if wish:
+        torch.set_num_threads(wish)
+    return torch.get_num_threads()
 
 
 def keep_heap() -> None:

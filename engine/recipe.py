@@ -52,6 +52,10 @@ def load(text: str, where: str, overrides: typing.Sequence[str] = ()) -> Recipe:
         if not equals:
             problems.append(f"{override!r} is not key=value; for example train.steps=100")
             continue
+        field = fields().get(key)
+        if field is not None and field.type is str:  # text is taken as it stands: - and 1e-4 too
+            values[key] = (value, "command line")
+            continue
         try:
             node = yaml.compose(value, Loader=_Loader)
             parsed = _construct(node) if node is not None else ""

@@ -1,7 +1,7 @@
 """Fixtures: small real things, made in-process. Nothing here needs a network or a stored model."""
 
+import io
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,21 +55,25 @@ def make_model(seed: int = 0, **changes) -> Transformer:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Result]:
-    """Run the real `lm` in a process of its own, in an empty folder; returns what it did."""
+def run(tmp_path: Path, monkeypatch, capfd) -> Callable[..., Result]:
+    """Run `lm` in this process, in an empty folder; returns what it printed and its exit code.
 
-    def call(*words: object, stdin: bytes | None = None, cwd: Path | None = None, **env) -> Result:
-        process = subprocess.run(
-            [sys.executable, "-m", "cli.main", *map(str, words)],
-            input=stdin if stdin is not None else b"",
-            capture_output=True,
-            cwd=cwd or tmp_path,
-            env=command_environment(tmp_path) | env,
-            timeout=120,
-            check=False,
-        )
-        out, err = process.stdout.decode(), process.stderr.decode()
-        return Result(process.returncode, out, err)
+    A process of its own costs two seconds for importing torch; tests that need one start it.
+    """
+    from cli.main import main
+
+    for name, value in command_environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+    def call(*words: object, stdin: bytes = b"", cwd: Path | None = None) -> Result:
+        monkeypatch.chdir(cwd or tmp_path)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        sys.stdout.flush()
+        out, err = capfd.readouterr()
+        return Result(int(end.value.code or 0), out, err)
 
     return call
 

@@ -109,7 +109,8 @@ def from_config_json(raw: dict[str, Any], where: str) -> ModelConfig:
     name = raw.get("model_type")
     try:
         if name == OWN_TYPE:
-            return ModelConfig(**{key: value for key, value in raw.items() if key != "model_type"})
+            own = {field.name for field in dataclasses.fields(ModelConfig)}
+            return ModelConfig(**{key: value for key, value in raw.items() if key in own})
         if name not in FAMILIES:
             raise CheckpointError(
                 f"{where}: model type {name!r} is not supported; known are {', '.join(FAMILIES)}"

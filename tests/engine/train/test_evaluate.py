@@ -82,4 +82,5 @@ def test_a_uniform_model_costs_log2_v_per_token(tokenizer):
     model = make_model()
     model.lm_head.weight.data.zero_()
     found = score(model, tokenizer, stream(tokenizer, [TEXT[:300]]), context=32, stride=32)
-    assert found.bits_per_byte == pytest.approx(found.tokens * math.log2(400) / found.bytes, rel=1e-5)
+    expected = found.tokens * math.log2(400) / found.bytes
+    assert found.bits_per_byte == pytest.approx(expected, rel=1e-5)

@@ -1,5 +1,6 @@
 """The learning rate at every step, against tables worked out by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -32,7 +33,7 @@ def test_cosine_is_half_way_down_in_the_middle():
     found = factors(100, name="cosine", warmup=0)
     assert found[49] == pytest.approx((1 + math.cos(math.pi / 2)) / 2)
     assert found[99] == pytest.approx(0, abs=1e-12)
-    assert all(a > b for a, b in zip(found, found[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(found))
 
 
 def test_constant_is_constant_after_the_warmup():

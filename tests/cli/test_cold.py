@@ -1,0 +1,69 @@
+"""What must start fast imports nothing heavy: proved in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROBE = """
+import json, sys
+from cli.main import main
+code = None
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    code = end.code or 0
+heavy = {"torch", "numpy", "safetensors", "tokenizers", "matplotlib", "pydantic"}
+print(json.dumps([code, sorted(heavy & {name.split(".")[0] for name in sys.modules})]))
+"""
+COMMANDS = ["tokenize", "train-tokenizer", "recipes", "train", "runs", "plot", "show", "generate"]
+
+
+def loaded(*words: str, cwd=None) -> list[str]:
+    process = subprocess.run(
+        [sys.executable, "-c", PROBE, *words],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": "/nonexistent"},
+        cwd=cwd,
+        check=True,
+        timeout=60,
+    )
+    code, heavy = json.loads(process.stdout.splitlines()[-1])
+    assert code == 0, process.stderr
+    return heavy
+
+
+@pytest.mark.parametrize(
+    "words", [[], *[[name] for name in COMMANDS], ["recipes", "show"]], ids=str
+)
+def test_help_is_cold(words):
+    assert loaded(*words, "--help") == []
+
+
+def test_recipes_are_cold():
+    assert loaded("recipes") == loaded("recipes", "show", "stdlib") == []
+    assert loaded("recipes", "explain", "train") == []
+
+
+def test_tokenize_needs_no_torch(tmp_path, tokenizer):
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    heavy = loaded("tokenize", "hello", "-m", str(tmp_path / "tokenizer.json"), "--ids")
+    assert set(heavy) <= {"tokenizers"}
+
+
+def test_the_probe_can_fail():
+    """The control: a command that does need torch is seen to load it."""
+    code = PROBE.replace("from cli.main import main", "import torch\nfrom cli.main import main")
+    process = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        check=True,
+        timeout=60,
+    )
+    assert "torch" in json.loads(process.stdout.splitlines()[-1])[1]

@@ -1,0 +1,307 @@
+"""The tokenizer: exact round trips, streaming, learning, saving and loading."""
+
+import functools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, processors, trainers
+
+from engine.config import TokenizerConfig
+from engine.errors import CheckpointError, DataError
+from engine.text.tokenizer import (
+    END_OF_TEXT,
+    SPECIAL_TOKENS,
+    SPLITS,
+    StreamDecoder,
+    Tokenizer,
+    learn,
+    load_tokenizer,
+)
+from tests.conftest import TEXT
+
+CHARACTERS = st.one_of(
+    st.characters(), st.sampled_from("\ud800\udbff\udc00\udc80\udcff\udfff é€😀")
+)
+HOSTILE_TEXT = st.lists(st.one_of(CHARACTERS, st.sampled_from(SPECIAL_TOKENS))).map("".join)
+HOSTILE_BYTES = st.lists(
+    st.one_of(st.binary(max_size=4), st.text(max_size=4).map(str.encode), st.just(b"<|im_end|>"))
+).map(b"".join)
+ORDINARY = [
+    "def forward(self, tokens):\n    return self.head(x)\n\n",
+    "  Leading spaces, it's 12345 o'clock; naïve café — 日本語 😀\r\n\ttabs",
+    "",
+]
+
+
+@functools.cache
+def learned(split):
+    return learn([TEXT], TokenizerConfig(vocab_size=320, split=split))
+
+
+@given(HOSTILE_BYTES)
+def test_any_bytes_survive_the_round_trip(tokenizer, data):
+    ids = tokenizer.encode_bytes(data)
+    assert tokenizer.decode_bytes(ids) == data
+    assert not set(ids) & set(tokenizer.special)
+
+
+def test_every_single_byte_is_a_token(tokenizer):
+    assert tokenizer.decode_bytes(tokenizer.byte_ids[byte] for byte in range(256)) == bytes(
+        range(256)
+    )
+    for byte in range(128):
+        assert tokenizer.encode(chr(byte)) == [tokenizer.byte_ids[byte]]
+
+
+@given(HOSTILE_TEXT)
+def test_any_text_survives_the_round_trip(tokenizer, text):
+    """Lone surrogates included: they come back as the three bytes UTF-8 would give them."""
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode_bytes(ids) == text.encode("utf-8", "surrogatepass")
+    assert not set(ids) & set(tokenizer.special)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@given(text=st.text())
+def test_each_split_survives_the_round_trip(split, text):
+    """A pattern that skips some character would lose it here."""
+    assert learned(split).decode(learned(split).encode(text)) == text
+
+
+@pytest.mark.parametrize("special", SPECIAL_TOKENS)
+def test_text_that_looks_special_stays_text(tokenizer, special):
+    text = f"a{special}b {special}"
+    for ids in (
+        tokenizer.encode(text),
+        tokenizer.encode_batch([text])[0],
+        tokenizer.encode_bytes(text.encode()),
+        tokenizer.encode_bytes(text.encode() + b"\xff")[:-1],
+    ):
+        assert not set(ids) & set(tokenizer.special)
+        assert tokenizer.decode(ids) == text
+
+
+@given(st.lists(st.text()))
+def test_a_batch_equals_its_texts_one_by_one(tokenizer, texts):
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_a_batch_keeps_lone_surrogates(tokenizer):
+    """JSON can spell them ("\\ud800"), so a row of a corpus can hold one."""
+    texts = ["plain", "lone \ud800 surrogate"]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_bytes_that_are_utf8_get_the_ids_of_their_text(tokenizer):
+    for text in [*ORDINARY, TEXT]:
+        assert tokenizer.encode_bytes(text.encode()) == tokenizer.encode(text)
+    assert len(tokenizer.encode(TEXT)) < len(TEXT.encode()) / 2
+
+
+def test_a_special_id_decodes_to_its_name(tokenizer):
+    assert tokenizer.decode([tokenizer.end_of_text]) == END_OF_TEXT
+
+
+def test_encode_adds_nothing_that_a_template_would_add(tokenizer):
+    """Published tokenizers often wrap text in special tokens; placing them is up to the caller."""
+    inner = FastTokenizer.from_str(tokenizer.to_json())
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, tokenizer.end_of_text)]
+    )
+    templated = Tokenizer(inner)
+    assert templated.encode("text") == tokenizer.encode("text")
+    assert templated.encode_batch(["text"]) == [tokenizer.encode("text")]
+    assert templated.encode_bytes(b"text") == tokenizer.encode("text")
+
+
+@pytest.mark.parametrize("outside", [-1, 400, 1 << 40])
+def test_an_id_outside_the_vocabulary_is_refused(tokenizer, outside):
+    assert tokenizer.vocab_size == 400
+    for decode in (tokenizer.decode, tokenizer.decode_bytes):
+        with pytest.raises(DataError, match=rf"token id {outside} is outside 0 … 399"):
+            decode([5, outside])
+    with pytest.raises(DataError, match="outside"):
+        StreamDecoder(tokenizer).push(outside)
+
+
+@given(st.lists(st.integers(0, 399)))
+def test_a_stream_of_any_ids_equals_the_whole(tokenizer, ids):
+    stream = StreamDecoder(tokenizer)
+    pushed = [stream.push(token_id) for token_id in ids]
+    assert "".join([*pushed, stream.flush()]) == tokenizer.decode(ids)
+
+
+@given(HOSTILE_BYTES)
+def test_a_stream_of_single_bytes_equals_the_whole(tokenizer, data):
+    stream = StreamDecoder(tokenizer)
+    pushed = [stream.push(tokenizer.byte_ids[byte]) for byte in data]
+    assert "".join([*pushed, stream.flush()]) == data.decode("utf-8", "replace")
+
+
+def test_a_stream_gives_a_character_with_its_last_byte(tokenizer):
+    """Not before, which would split it, and not after, which would lag."""
+    stream = StreamDecoder(tokenizer)
+    pushed = [stream.push(tokenizer.byte_ids[byte]) for byte in "aé€😀b".encode()]
+    assert pushed == ["a", "", "é", "", "", "€", "", "", "", "😀", "b"]
+    assert stream.flush() == ""
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_flush_shows_a_cut_character_once(tokenizer, length):
+    stream = StreamDecoder(tokenizer)
+    for byte in "😀".encode()[:length]:
+        assert stream.push(tokenizer.byte_ids[byte]) == ""
+    assert stream.flush() == "\ufffd"
+    assert stream.flush() == ""
+
+
+def test_merges_worked_by_hand():
+    """In aaabdaaabac the commonest pair is aa (4), then ab (2, older than aa·a), then aa·ab (2)."""
+    tokenizer = learn(["aaabdaaabac"], TokenizerConfig(vocab_size=262, split="none"))
+    assert tokenizer.pieces[259:] == [b"aa", b"ab", b"aaab"]
+    pieces = {
+        text: [tokenizer.pieces[token_id] for token_id in tokenizer.encode(text)]
+        for text in ("aaabdaaabac", "aab", "cab", "aaaa")
+    }
+    assert pieces == {
+        "aaabdaaabac": [b"aaab", b"d", b"aaab", b"a", b"c"],
+        "aab": [b"aa", b"b"],  # the earlier merge wins over the one that would start later
+        "cab": [b"c", b"ab"],
+        "aaaa": [b"aa", b"aa"],
+    }
+
+
+def test_merges_stop_when_no_pair_repeats():
+    """After aa, ab and aaab, what is left is aaab d aaab a c: no pair occurs twice."""
+    tokenizer = learn(["aaabdaaabac"], TokenizerConfig(vocab_size=300, split="none"))
+    assert tokenizer.pieces[259:] == [b"aa", b"ab", b"aaab"]
+
+
+def test_little_text_yields_fewer_tokens():
+    tokenizer = learn(["ab ab"], TokenizerConfig(vocab_size=4096))
+    assert 259 < tokenizer.vocab_size < 270
+    assert len(tokenizer.pieces) == tokenizer.vocab_size
+    assert tokenizer.decode(tokenizer.encode("ab, something else")) == "ab, something else"
+
+
+def test_enough_text_fills_the_vocabulary(tokenizer):
+    assert tokenizer.vocab_size == len(tokenizer.pieces) == len(set(tokenizer.pieces)) == 400
+
+
+def test_a_split_bounds_what_a_token_may_span():
+    text = "the cat sat, " * 30 + "\n"
+    spans = {}
+    for split in SPLITS:
+        pieces = learn([text * 3], TokenizerConfig(vocab_size=320, split=split)).pieces[259:]
+        assert pieces
+        spans[split] = (
+            any(b"e c" in piece for piece in pieces),
+            any(b", \nt" in piece for piece in pieces),
+        )
+    assert spans == {"gpt4": (False, False), "line": (True, False), "none": (True, True)}
+
+
+def test_only_the_first_sample_bytes_are_learned_from():
+    texts = ["ab" * 50, "cd" * 50, "xy" * 50]
+    learned_pieces = {
+        sample: learn(texts, TokenizerConfig(sample_bytes=sample)).pieces for sample in (101, 999)
+    }
+    assert b"ab" in learned_pieces[101] and b"cd" in learned_pieces[101]
+    assert b"xy" not in learned_pieces[101] and b"xy" in learned_pieces[999]
+
+
+def test_learning_takes_no_more_text_than_it_needs():
+    """The source may be endless."""
+
+    def endless():
+        while True:
+            yield "ab" * 500
+
+    assert b"abab" in learn(endless(), TokenizerConfig(sample_bytes=5000)).pieces
+
+
+def test_learning_survives_lone_surrogates():
+    """JSON can spell them, so a row of the text to learn from can hold one."""
+    tokenizer = learn(["ab \ud800 ab", "ab ab"], TokenizerConfig(vocab_size=300))
+    assert b"ab" in tokenizer.pieces
+
+
+def test_learning_twice_gives_the_same_tokenizer(tokenizer):
+    assert learn([TEXT], TokenizerConfig(vocab_size=400)).to_json() == tokenizer.to_json()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_saved_and_loaded_is_the_same_tokenizer(split, tmp_path):
+    saved = learned(split)
+    saved.save(tmp_path, 128)
+    for loaded in (load_tokenizer(tmp_path), load_tokenizer(tmp_path / "tokenizer.json")):
+        assert loaded.digest == saved.digest
+        assert loaded.pieces == saved.pieces
+        assert (loaded.vocab_size, loaded.end_of_text) == (saved.vocab_size, saved.end_of_text)
+        for text in [*ORDINARY, TEXT, f"not {END_OF_TEXT} special"]:
+            assert loaded.encode(text) == saved.encode(text)
+
+
+def test_the_digest_tells_tokenizers_apart(tokenizer):
+    assert len({tokenizer.digest, *(learned(split).digest for split in SPLITS)}) == 4
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_transformers_reads_the_saved_folder_alike(split, tmp_path):
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    saved = learned(split)
+    saved.save(tmp_path, 128)
+    for kind in (AutoTokenizer, PreTrainedTokenizerFast):
+        theirs = kind.from_pretrained(tmp_path)
+        for text in [*ORDINARY, TEXT]:
+            assert theirs(text)["input_ids"] == saved.encode(text)
+            assert theirs.decode(saved.encode(text)) == text
+        assert theirs.eos_token_id == saved.end_of_text
+        assert theirs.model_max_length == 128
+
+
+def test_a_missing_tokenizer_is_named(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(CheckpointError, match=rf"no tokenizer at {path}.*lm train-tokenizer"):
+            load_tokenizer(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": 1}', b"\xff\xfe\0", b"null"])
+def test_a_malformed_tokenizer_is_named(tmp_path, content):
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{file} is not a tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path):
+    inner = FastTokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(special_tokens=[END_OF_TEXT], show_progress=False)
+    inner.train_from_iterator(["日本語"], trainer)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: token \d .* not byte-level BPE"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_all_bytes_is_refused(tmp_path):
+    inner = FastTokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(special_tokens=[END_OF_TEXT], show_progress=False)
+    inner.train_from_iterator(["aabb"], trainer)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: .* lacks 254 of the 256 bytes"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(tokenizer, tmp_path):
+    definition = json.loads(tokenizer.to_json())
+    definition["added_tokens"] = []
+    for special in SPECIAL_TOKENS:
+        token_id = definition["model"]["vocab"].pop(special)
+        definition["model"]["vocab"]["~~" * (token_id + 1)] = token_id
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: .* no <\|endoftext\|> token"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,119 @@
+"""The promises of the whole, through the command: kill, resume, verify, load elsewhere."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint import load_model
+from tests.conftest import command_environment
+from tests.engine.train.test_run import DATA, RECIPE, outcome
+
+
+def train(folder: Path, name: str, killed_after: float | None = None) -> None:
+    """Start or resume a run in a process of its own; let it end, or kill it after some seconds."""
+    words = ["train", str(folder / "recipe.yaml"), "-o", str(folder / name), "-q"]
+    words += ["--resume"] * (folder / name / "recipe.yaml").is_file()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *words],
+        cwd=folder,
+        env=command_environment(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        assert process.wait(killed_after or 120) == 0
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert killed_after, "the run hangs"
+
+
+def killed_and_resumed(folder: Path, kills: int) -> None:
+    """Train once undisturbed and once killed at random moments; both must end the same."""
+    (folder / "recipe.yaml").write_text(RECIPE.format(data=DATA))
+    began = time.monotonic()
+    train(folder, "whole")
+    length = time.monotonic() - began
+    moments = [random.uniform(0.2, length) for _ in range(kills)]
+    for moment in moments:
+        train(folder, "killed", killed_after=moment)
+    train(folder, "killed")
+    assert outcome(folder / "killed") == outcome(folder / "whole"), moments
+
+
+def test_killed_at_random_and_resumed_is_bit_identical(tmp_path):
+    killed_and_resumed(tmp_path, kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(10))
+def test_ten_kills_at_any_moment(tmp_path, attempt):
+    """SIGKILL during imports, tokenising, steps, evaluations and saves alike."""
+    killed_and_resumed(tmp_path, kills=4)
+
+
+def test_verify_resume_proves_it_on_the_users_recipe(run, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(data=DATA))
+    result = run("train", "recipe.yaml", "train.batch_size=96", "--verify-resume", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found["identical"] and len(found["kills"]) == 2
+    assert "bit-identical: weights equal, optimizer equal" in result.err
+
+
+def test_what_we_train_loads_in_transformers_and_gives_our_logits(run, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert run("train", "smoke", "-q").code == 0
+    folder = tmp_path / "checkpoints" / "smoke" / "best"
+    ours, tokenizer = load_model(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    text = "The import statement binds names: é 你 <|endoftext|>"
+    ids = tokenizer.encode(text)
+    their_tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert their_tokenizer(text, split_special_tokens=True)["input_ids"] == ids
+    tokens = torch.tensor([ids])
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+        greedy = theirs.generate(tokens, max_new_tokens=20, do_sample=False)[0, len(ids) :].tolist()
+    command = ["generate", "-m", "smoke", "--temperature", "0", "--max-tokens", "20", "--json"]
+    result = run(*command, text)
+    # `lm generate` puts an end-of-text token before the prompt; transformers was not given one.
+    start = torch.tensor([[tokenizer.end_of_text, *ids]])
+    with torch.inference_mode():
+        expected = theirs.generate(start, max_new_tokens=20, do_sample=False)[0, len(ids) + 1 :]
+    found = json.loads(result.out)["tokens"]
+    assert found == expected.tolist()[: len(found)] and len(greedy) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads peak memory from Linux")
+def test_a_big_file_is_tokenised_in_flat_memory(tmp_path):
+    """400 MB of text must not need much more memory than 40 MB."""
+
+    def peak(megabytes: int) -> int:
+        text = tmp_path / f"{megabytes}.txt"
+        with text.open("w") as file:
+            for number in range(megabytes * 8):
+                file.write(f"line {number} " + "some words of text " * 6900 + "\n")
+        words = ["train", "smoke", f"data.train={text}", "-o", str(tmp_path / str(megabytes)), "-q"]
+        words += ["train.steps=1", "tokenizer.sample_bytes=1000000", "eval.final_bytes=1000"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", *words],
+            env=command_environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        text.unlink()
+        return usage.ru_maxrss * 1024
+
+    assert peak(400) < peak(40) + 300_000_000
