@@ -112,6 +112,7 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
             "temperature": sample.temperature or 1.0,
             "top_k": sample.top_k,
             "top_p": sample.top_p,
+            "min_p": sample.min_p,
             "repetition_penalty": sample.repetition_penalty,
             "max_new_tokens": sample.max_tokens,
         },
@@ -247,6 +248,8 @@ def load_model(
     model = model.to_empty(device=device)
     try:
         model.load_state_dict(state)
+        if config.tie_embeddings:  # to_empty gave the head storage of its own
+            model.lm_head.weight = model.embed_tokens.weight
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from None
     model.fill_tables()
@@ -269,6 +272,7 @@ def sample_defaults(folder: Path) -> SampleConfig:
         temperature=raw["temperature"] if raw.get("do_sample", True) else 0.0,
         top_k=raw.get("top_k", 0),
         top_p=raw.get("top_p", 1.0),
+        min_p=raw.get("min_p") or 0.0,
         repetition_penalty=raw.get("repetition_penalty", 1.0),
         max_tokens=raw.get("max_new_tokens", SampleConfig().max_tokens),
     )

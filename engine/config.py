@@ -78,6 +78,8 @@ class ModelConfig:
             fill(self, "head_dim", self.d_model // self.n_heads)
         if not self.d_ff:
             fill(self, "d_ff", 32 * math.ceil(self.d_model * 8 / 3 / 32))
+        if not self.sliding_window:  # without a window every layer is full
+            fill(self, "full_every", 0)
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads="

@@ -32,10 +32,10 @@ def forward_flops(config: ModelConfig, context: int) -> int:
     """Return the FLOPs of one forward pass per token, at a causal context of `context` tokens."""
     count = parameters(config)
     weights = count["attention"] + count["mlp"] + config.vocab_size * config.d_model
-    # Scores and weighted sum, 2 FLOPs each per visible key; on average half the context is visible.
-    seen = sum(
-        min(context / 2, config.window(layer) or context) for layer in range(config.n_layers)
-    )
+    # Scores and weighted sum cost 2 FLOPs each per visible key. The first `window` tokens see half
+    # a window on average, the others a whole one.
+    windows = [min(config.window(layer) or context, context) for layer in range(config.n_layers)]
+    seen = sum(window - window**2 / (2 * max(1, context)) for window in windows)
     return round(2 * weights + 4 * config.n_heads * config.head_dim * seen)
 
 
@@ -46,4 +46,5 @@ def train_flops(config: ModelConfig, context: int) -> int:
 
 def kv_bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:
     """Return the cache that one more token of context needs, in all full-attention layers."""
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * bytes_per_number
+    full = sum(not config.window(layer) for layer in range(config.n_layers))
+    return 2 * full * config.n_kv_heads * config.head_dim * bytes_per_number

@@ -111,8 +111,11 @@ def open_corpus(source: str, config: DataConfig, piped: Path | None = None) -> C
     if source == "-":
         assert piped is not None
         return Corpus(files=[("stdin", piped)], **{**options, "name": "standard input"})
-    path = Path(source).expanduser()
-    if path.is_dir():
+    if not source:
+        raise DataError("no text named; data.train takes stdlib, pydoc, a file, folder, glob or -")
+    # os.path rather than Path: it answers False, not with an exception, for impossible names.
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
         found = sorted(
             file
             for file in path.rglob("*")
@@ -120,7 +123,9 @@ def open_corpus(source: str, config: DataConfig, piped: Path | None = None) -> C
         )
         files = [(file.relative_to(path).as_posix(), file) for file in found]
         return Corpus(files=files, lenient=True, **options)
-    if path.exists():
+    if os.path.exists(path):
+        if not path.is_file():
+            raise DataError(f"{source}: not a file that can be read twice; pipe it in and use -")
         return Corpus(files=[(path.name, path)], **options)
     found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
     found = [file for file in found if file.is_file()]

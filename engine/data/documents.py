@@ -95,7 +95,7 @@ def _jsonl(name: str, file: IO[bytes], column: str) -> Iterator[Piece]:
             continue
         try:
             row = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{name}:{number}: not valid JSON: {error}") from None
         if not isinstance(row, dict) or not isinstance(row.get(column), str):
             keys = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"

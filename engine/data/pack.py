@@ -6,9 +6,11 @@ token follows each document, and `shards.json`. Interrupted packing goes on wher
 the arrow: `engine/data/batches.py`.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,7 +75,7 @@ def pack(
 
     Raises: DataError if there is nothing on one side; ResourceError if the disk is full.
     """
-    corpus, scan = train
+    scan = train[1]
     rule = split_rule(scan, valid, one_in)
     parts = (LAYOUT, scan.digest, valid and valid[1].digest, tokenizer.digest, one_in)
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -81,30 +83,45 @@ def pack(
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     common = {"folder": folder, "digest": digest, "dtype": dtype, "rule": rule}
     made = folder / "shards.json"
-    if made.is_file():
-        meta = json.loads(made.read_text(encoding="utf-8"))
-        train_split, valid_split = Split(**meta["train"]), Split(**meta["valid"])
-        return Shards(**common, train=train_split, valid=valid_split, cached=True)
-    total = scan.bytes + (valid[1].bytes if valid else 0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writer = _Writer(folder, tokenizer, dtype)
-        stream = sides(train, valid, one_in)
-        for done in writer.run(stream):
-            yield PackProgress(done=done, total=total)
-        splits = writer.splits
-        for side, split in splits.items():
-            if not split.tokens:
-                raise DataError(f"{corpus.name}: no text left for the {side} side ({rule})")
-        meta = {side: asdict(split) for side, split in splits.items()} | {"rule": rule}
-        write_whole(made, json.dumps(meta, indent=2))
-        (folder / "progress.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            f"{folder}: cannot write token shards: {error.strerror}; free some space or choose"
-            " another folder with --cache"
-        ) from None
-    return Shards(**common, train=splits["train"], valid=splits["valid"], cached=False)
+    cached = made.is_file()
+    if not cached:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (cache / f".{folder.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # a second run on this corpus waits here
+                if not made.is_file():
+                    writer = _Writer(folder, tokenizer, dtype)
+                    yield from _write_shards(writer, train, valid, one_in, rule)
+        except OSError as error:
+            raise ResourceError(
+                f"{folder}: cannot write token shards: {error.strerror}; free some space or choose"
+                " another folder with --cache"
+            ) from None
+    meta = json.loads(made.read_text(encoding="utf-8"))
+    train_split, valid_split = Split(**meta["train"]), Split(**meta["valid"])
+    return Shards(**common, train=train_split, valid=valid_split, cached=cached)
+
+
+def _write_shards(
+    writer: "_Writer",
+    train: tuple[Corpus, Scan],
+    valid: tuple[Corpus, Scan] | None,
+    one_in: int,
+    rule: str,
+) -> Iterator[PackProgress]:
+    """Tokenise everything and, last, write shards.json, which makes the folder valid."""
+    total = train[1].bytes + (valid[1].bytes if valid else 0)
+    for done in writer.run(sides(train, valid, one_in)):
+        yield PackProgress(done=done, total=total)
+    if sum(split.bytes for split in writer.splits.values()) != total:
+        shutil.rmtree(writer.folder)
+        raise DataError(f"{train[0].name}: changed while it was being read; try again")
+    for side, split in writer.splits.items():
+        if not split.tokens:
+            raise DataError(f"{train[0].name}: no text left for the {side} side ({rule})")
+    meta = {side: asdict(split) for side, split in writer.splits.items()}
+    write_whole(writer.folder / "shards.json", json.dumps(meta | {"rule": rule}, indent=2))
+    writer.progress.unlink()
 
 
 def split_rule(scan: Scan, valid: tuple[Corpus, Scan] | None, one_in: int) -> str:
@@ -131,9 +148,12 @@ def sides(
             yield "valid" if held_out(piece.document, one_in) else "train", piece
         else:
             size = len(piece.text.encode("utf-8", "surrogatepass"))
-            if seen < tail < seen + size:  # the cut falls in here: move it to a line end
+            after = seen + size
+            if seen < tail < after or (tail == after and not piece.end):
                 near = max(1, round(len(piece.text) * (tail - seen) / size))
-                cut = piece.text.find("\n", near) + 1 or near
+                cut = piece.text.find("\n", near - 1) + 1 or near
+                if cut == len(piece.text) and after == scan.bytes:  # leave something to hold out
+                    cut = max(1, min(near, cut - 1))
                 yield "train", Piece(document=piece.document, text=piece.text[:cut], end=True)
                 rest = piece.text[cut:]
                 yield "valid", Piece(document=piece.document, text=rest, end=piece.end)

@@ -110,7 +110,7 @@ def generate(
     decoder, matcher = StreamDecoder(tokenizer), StopMatcher(stops)
     seen = torch.tensor(start.prompt)
     for count in range(1, config.max_tokens + 1):
-        logits_V = logits_V.cpu()
+        logits_V = logits_V[: tokenizer.vocab_size].cpu()
         choice = sample(logits_V, seen, config, random)
         token_id, now = int(choice), time.perf_counter()
         logprob, top = None, []

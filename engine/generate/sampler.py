@@ -34,7 +34,9 @@ def sample(logits_V: Tensor, seen: Tensor, config: SampleConfig, random: torch.G
 
 def filtered(logits_V: Tensor, seen: Tensor, config: SampleConfig) -> Tensor:
     """Apply every filter that the config turns on, in the documented order."""
-    logits_V = penalize(logits_V, seen, config.repetition_penalty) / config.temperature
+    logits_V = penalize(logits_V, seen, config.repetition_penalty).double()
+    # Shifted to a maximum of 0 first: the smallest temperature then overflows to -inf, not to inf.
+    logits_V = (logits_V - logits_V.max()) / config.temperature
     logits_V = top_k(logits_V, config.top_k)
     logits_V = top_p(logits_V, config.top_p)
     return min_p(logits_V, config.min_p)
@@ -63,15 +65,15 @@ def top_p(logits_V: Tensor, p: float) -> Tensor:
     order = logits_V.argsort(descending=True, stable=True)
     before = logits_V[order].double().softmax(-1).cumsum(-1).roll(1)
     before[0] = -math.inf  # the likeliest token always stays
-    # A hair of tolerance: 0.4 + 0.3 must count as having reached 0.7.
-    return _only(logits_V, order[before < p - 1e-9])
+    # A hair of tolerance, above the noise of fp32 logits: 0.4 + 0.3 must count as reaching 0.7.
+    return _only(logits_V, order[before < p - 1e-5])
 
 
 def min_p(logits_V: Tensor, p: float) -> Tensor:
     """Keep tokens with at least p times the probability of the likeliest."""
     if p == 0:
         return logits_V
-    return logits_V.masked_fill(logits_V < logits_V.max() + math.log(p), -math.inf)
+    return logits_V.masked_fill(logits_V < logits_V.max() + math.log(p) - 1e-5, -math.inf)
 
 
 def _only(logits_V: Tensor, kept: Tensor) -> Tensor:

@@ -20,10 +20,11 @@ class StopMatcher:
         if self.hit is not None:
             return ""
         self.held += text
-        found = [(self.held.find(stop), -len(stop), stop) for stop in self.stops]
-        found = [match for match in found if match[0] >= 0]
+        # The match that is complete first wins, so that the cuts between tokens change nothing.
+        starts = [(self.held.find(stop), stop) for stop in self.stops]
+        found = [(start + len(stop), start, stop) for start, stop in starts if start >= 0]
         if found:
-            start, _, self.hit = min(found)
+            _, start, self.hit = min(found)
             shown, self.held = self.held[:start], ""
             return shown
         keep = max((self._overlap(stop) for stop in self.stops), default=0)

@@ -23,8 +23,13 @@ class FullLayer:
         self.first = 0  # position of the oldest key kept
 
     def update(self, length: int, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T new keys and values at `length` and return all that queries may look at."""
+        """Store T new keys and values at `length` and return all that queries may look at.
+
+        Raises: ValueError if they do not fit; a slice would drop them without a word.
+        """
         end = length + k_BKTH.shape[2]
+        if end > self.k_BKSH.shape[2]:
+            raise ValueError(f"{end} tokens do not fit a cache of {self.k_BKSH.shape[2]}")
         self.k_BKSH[:, :, length:end] = k_BKTH
         self.v_BKSH[:, :, length:end] = v_BKTH
         return self.k_BKSH[:, :, :end], self.v_BKSH[:, :, :end]
@@ -55,6 +60,8 @@ class WindowLayer:
         v_BKSH = torch.cat((self.v_BKSH, v_BKTH.to(self.v_BKSH.dtype)), dim=2)
         drop = max(0, k_BKSH.shape[2] - self.keep)
         self.k_BKSH, self.v_BKSH = k_BKSH[:, :, drop:], v_BKSH[:, :, drop:]
+        if drop > self.keep:  # after a long prompt, do not hold on to all of it through the view
+            self.k_BKSH, self.v_BKSH = self.k_BKSH.clone(), self.v_BKSH.clone()
         self.first += drop
         return k_BKSH, v_BKSH
 

@@ -23,12 +23,13 @@ class ScaledByRMS(torch.autograd.Function):
         return (x * r).mul_(weight)
 
     @staticmethod
-    def backward(ctx, *grad_outputs):
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the gradients of x and weight."""
         (dy,) = grad_outputs
         x, weight, r = ctx.saved_tensors
         product = dy * x
-        dweight = (product * r).flatten(0, -2).sum(0)
+        dweight = (product * r).reshape(-1, x.shape[-1]).sum(0)
         inner = (product @ weight).unsqueeze(-1).mul_(r**3).div_(x.shape[-1])
         dx = (dy * weight).mul_(r).addcmul_(x, inner, value=-1)
         return dx, dweight, None

@@ -125,9 +125,13 @@ class Transformer(nn.Module):
         """Run the blocks; with a cache, continue after the tokens it holds and add these to it.
 
         Shapes: tokens_BT, or inputs_embeds BTD in their place, → BTD after the final norm.
+        With causal=False every token sees every other, windows included.
+        Raises: ValueError beyond max_seq_len.
         """
         x_BTD: Tensor = self.embed_tokens(tokens_BT) if inputs_embeds is None else inputs_embeds
         T, start = x_BTD.shape[1], cache.length if cache else 0
+        if start + T > self.config.max_seq_len:
+            raise ValueError(f"{start + T} tokens exceed max_seq_len={self.config.max_seq_len}")
         if self.embed_positions is not None:
             x_BTD = x_BTD + self.embed_positions.weight[start : start + T]
         rope = None
@@ -185,5 +189,7 @@ def initialise(model: Transformer, generator: torch.Generator) -> None:
             nn.init.zeros_(parameter)
         elif name.startswith("embed_"):
             nn.init.normal_(parameter, std=0.02 if tied else 1.0, generator=generator)
-        elif parameter.ndim == 2:
+        elif parameter.ndim == 1:
+            nn.init.ones_(parameter)
+        else:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)

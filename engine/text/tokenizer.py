@@ -48,8 +48,11 @@ class Tokenizer:
     def __init__(self, inner: FastTokenizer) -> None:
         """Wrap a loaded `tokenizers.Tokenizer`.
 
-        Raises: CheckpointError if it is not byte-level or has no end-of-text token.
+        Raises: CheckpointError if it is not byte-level, changes text before it encodes it, or has
+        no end-of-text token.
         """
+        if inner.normalizer is not None:
+            raise CheckpointError("its normalizer changes text before encoding: not exact")
         self.inner = inner
         self.inner.encode_special_tokens = True  # text never becomes a control token
         self.special = {i: token.content for i, token in inner.get_added_tokens_decoder().items()}
@@ -84,7 +87,10 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts on all cores."""
-        encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):  # a lone surrogate somewhere
+            return [self.encode(text) for text in texts]
         return [encoding.ids for encoding in encoded]
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -169,6 +175,7 @@ def learn(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
+        min_frequency=2,
     )
     inner.train_from_iterator(_at_most(texts, config.sample_bytes), trainer)
     return Tokenizer(inner)
@@ -177,8 +184,9 @@ def learn(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 def _at_most(texts: Iterable[str], limit: int) -> Iterable[str]:
     """Yield texts until `limit` bytes have passed."""
     for text in texts:
-        yield text
-        limit -= len(text.encode("utf-8", "surrogatepass"))
+        data = text.encode("utf-8", "surrogatepass")
+        yield data.decode("utf-8", "replace")
+        limit -= len(data)
         if limit <= 0:
             return
 

@@ -28,7 +28,7 @@ def snapshot(tokenizer, step: int = 1, seed: int = 0, **changes) -> Snapshot:
         model=make_model(seed, **changes),
         tokenizer=tokenizer,
         recipe_yaml="run: {seed: 1}\n",
-        sample=SampleConfig(temperature=0.5, top_k=7),
+        sample=SampleConfig(temperature=0.5, top_k=7, min_p=0.1),
         facts={"tokens_seen": 3},
         optimizer={"momentum.a": torch.arange(4.0)},
         state={"step": step},
@@ -120,7 +120,7 @@ def test_unknown_names_list_what_there_is(tmp_path, tokenizer):
 
 def test_sampling_settings_travel_with_the_checkpoint(tmp_path, tokenizer):
     folder = save(tmp_path, snapshot(tokenizer), best=True)
-    assert sample_defaults(folder) == SampleConfig(temperature=0.5, top_k=7)
+    assert sample_defaults(folder) == SampleConfig(temperature=0.5, top_k=7, min_p=0.1)
 
 
 def test_manifest_covers_every_file(tmp_path, tokenizer):

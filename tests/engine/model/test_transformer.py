@@ -350,11 +350,11 @@ def test_rotation_tables_are_rebuilt_not_stored():
 
 def test_the_whole_context_and_no_more():
     """A model runs at exactly max_seq_len tokens; positions it has no row for are an error."""
-    for position in ("rope", "learned"):
+    for position in ("rope", "learned", "none"):
         model = make_model(position=position, max_seq_len=16)
         with torch.no_grad():
             assert model(draw(1, 16)).shape == (1, 16, 400)
-            with pytest.raises(RuntimeError):
+            with pytest.raises(ValueError, match="max_seq_len=16"):
                 model(draw(1, 17))
 
 

@@ -204,6 +204,21 @@ def test_a_split_bounds_what_a_token_may_span():
     assert spans == {"gpt4": (False, False), "line": (True, False), "none": (True, True)}
 
 
+@pytest.mark.parametrize(
+    "split, stretches",
+    [
+        ("gpt4", "it|'s| |123|45| | o|'clock|!!\n\n| | x| \n| y|  "),
+        ("line", "it's 12345  o'clock!!|\n\n  |x |\n |y  "),
+        ("none", "it's 12345  o'clock!!\n\n  x \n y  "),
+    ],
+)
+def test_stretches_worked_by_hand(split, stretches):
+    """Merges stay inside these. Byte-level BPE writes a space as `Ġ`, a line end as `Ċ`."""
+    written = stretches.replace(" ", "Ġ").replace("\n", "Ċ").split("|")
+    found = learned(split).inner.pre_tokenizer.pre_tokenize_str(stretches.replace("|", ""))
+    assert [stretch for stretch, _ in found] == written
+
+
 def test_only_the_first_sample_bytes_are_learned_from():
     texts = ["ab" * 50, "cd" * 50, "xy" * 50]
     learned_pieces = {
