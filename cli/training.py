@@ -52,11 +52,16 @@ class Progress:
         self.best: float | None = None
         self.recent: deque[TrainStep] = deque(maxlen=20)
         self.sample = ""
+        self.doing = "preparing"
         self.began = time.perf_counter()
 
     def take(self, event: Event) -> None:
         """Update from one event."""
-        if isinstance(event, Prepared):
+        if isinstance(event, Doing):
+            self.doing = event.what
+        elif isinstance(event, PackProgress):
+            self.doing = f"tokenising {event.done / event.total:.0%} of {size(event.total)}"
+        elif isinstance(event, Prepared):
             self.prepared = event
             self.began = time.perf_counter()
         elif isinstance(event, Plan):
@@ -141,8 +146,8 @@ def show_run(events: Iterator[Event], command: str, *, as_json: bool, quiet: boo
 
 def _plain(event: Event, progress: Progress) -> None:
     """Say one line about an event, for logs."""
-    if isinstance(event, Doing):
-        say(f"{event.what} …")
+    if isinstance(event, Doing) or (isinstance(event, PackProgress) and event.done < event.total):
+        say(f"{progress.doing} …")
     elif isinstance(event, Prepared):
         for line in _header(event):
             say(line)
@@ -230,7 +235,7 @@ def _screen(progress: Progress, width: int):
 
     prepared, step = progress.prepared, progress.step
     if prepared is None:
-        return Text("preparing …", style="dim")
+        return Text(f"{progress.doing} …", style="dim")
     lines = [
         Text(line, style="dim", overflow="ellipsis", no_wrap=True) for line in _header(prepared)
     ]
@@ -259,7 +264,8 @@ def _screen(progress: Progress, width: int):
     curve = Curve(name="loss", points=smooth(progress.losses))
     lines += [Text.from_markup(row) for row in draw([curve], min(width, 100), 10)]
     if progress.sample:
-        lines.append(Text(f"sample: {progress.sample}", style="dim"))
+        one_line = progress.sample.replace("\n", "⏎ ")
+        lines.append(Text(f"sample: {one_line}", style="dim"))
     return Group(*lines)
 
 

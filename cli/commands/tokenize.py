@@ -60,23 +60,25 @@ def tokenize(
         return
     out = console()
     if out.is_terminal:
-        _coloured(out, shown)
+        _coloured(out, tokens, shown)
     else:
-        starts = 0
+        start = 0
         for token, piece, text in zip(tokens, pieces, shown, strict=True):
-            emit(f"{starts}\t{token}\t{text!r}")
-            starts += len(piece)
+            emit(f"{start}\t{token}\t{text!r}")
+            start += len(piece)
     ratio = f" · {len(data) / len(tokens):.2f} bytes/token" if tokens else ""
     say(f"{len(tokens):,} tokens · {len(data):,} bytes{ratio}")
 
 
-def _coloured(out, shown: list[str]) -> None:
-    """Print the pieces on alternating backgrounds, then the ids below in the same colours."""
+def _coloured(out, tokens: list[int], shown: list[str]) -> None:
+    """Print the pieces on alternating backgrounds, then their ids in the same colours."""
     from rich.text import Text
 
     styles = ("black on bright_cyan", "black on bright_yellow", "black on bright_green")
-    line = Text()
-    for index, piece in enumerate(shown):
+    line, ids = Text(), Text()
+    for index, (token, piece) in enumerate(zip(tokens, shown, strict=True)):
+        ids.append(str(token), style=styles[index % len(styles)]).append(" ")
         visible = piece.replace("\t", "→").replace("\r", "␍").replace("\n", "⏎\n")
         line.append(visible, style=styles[index % len(styles)])
     out.print(line)
+    out.print(ids)
