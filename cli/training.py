@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from cli.plots import Curve, draw, smooth
 from cli.render import clock, console, count, emit, emit_json, say, size
+from engine.data.pack import PackProgress
 from engine.generate.decode import generate, prefill
 from engine.hardware import peak_memory
 from engine.train.loop import TrainStep
