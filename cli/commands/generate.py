@@ -45,9 +45,9 @@ def generate(
     quiet: Quiet = False,
     device: Device = "auto",
 ) -> None:
-    """Continue a prompt with a trained model, token by token.
+    """Continue a prompt with a trained model.
 
-    The text goes to stdout, how fast it came to stderr. What is not given
+    The text goes to stdout as it comes, how fast to stderr. What is not given
     comes from the checkpoint. The order is: repetition penalty, temperature,
     top-k, top-p, min-p.
 

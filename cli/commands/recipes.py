@@ -11,7 +11,7 @@ app = typer.Typer(invoke_without_command=True)
 
 @app.callback()
 def recipes(context: typer.Context, as_json: Json = False) -> None:
-    """List the shipped recipes; or show, check and explain one.
+    """List, show, check and explain recipes.
 
     \b
     lm recipes

@@ -12,7 +12,7 @@ def runs(
     root: Annotated[Path, typer.Argument(help="Folder that holds the runs.")] = CHECKPOINTS,
     as_json: Json = False,
 ) -> None:
-    """List runs with steps, parameters and held-out bits per byte, best first.
+    """List runs, the lowest held-out bits per byte first.
 
     \b
     lm runs

@@ -11,7 +11,7 @@ def show(
     model: Annotated[str, typer.Argument(help="Checkpoint: folder, or name under checkpoints/.")],
     as_json: Json = False,
 ) -> None:
-    """Show a checkpoint's shape, parameters per group, lineage and figures.
+    """Show a checkpoint: shape, parameters, lineage.
 
     \b
     lm show stdlib

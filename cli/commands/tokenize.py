@@ -18,7 +18,9 @@ def tokenize(
     decode: Annotated[bool, typer.Option("--decode", help="Turn ids back into bytes.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show how text splits into tokens: pieces, ids, offsets, bytes per token.
+    """Show how text splits into tokens.
+
+    On a terminal: pieces and ids in colour. In a pipe: offset, id, piece.
 
     -m also takes a tokenizer.json. Any bytes are fine, and --decode gives back exactly those.
 

@@ -21,7 +21,7 @@ def train(
     quiet: Quiet = False,
     cache: Annotated[Path | None, typer.Option("--cache", help="Where tokens are kept.")] = None,
 ) -> None:
-    """Train a tokenizer and a transformer on text, and say how good they are.
+    """Train a model on text and say how good it is.
 
     Ctrl-C finishes the step, saves and prints how to go on; twice stops at once. The result is a
     Hugging Face folder, checkpoints/NAME/best.

@@ -16,7 +16,7 @@ def train_tokenizer(
     ),
     as_json: Json = False,
 ) -> None:
-    """Learn a byte-level BPE tokenizer and write a tokenizer.json.
+    """Learn a byte-level BPE tokenizer from text.
 
     Held-out documents are left out, as in training. Use it with tokenizer.path=FOLDER.
 
