@@ -1,5 +1,6 @@
 """`lm show`: what a checkpoint is, where it comes from, what it costs."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -70,7 +71,32 @@ def show(
     )
     if manifest.get("valid_bpb"):
         out.print(f"held-out   {manifest['valid_bpb']:.4f} bits per byte")
+    for key, value in _differences(folder):
+        out.print(f"recipe     {key} = {value}")
     parent = manifest.get("parent")
     out.print(f"lineage    {parent or 'trained from nothing'}")
     versions = manifest.get("versions", {})
     out.print("made with  " + ", ".join(f"{name} {value}" for name, value in versions.items()))
+
+
+def _differences(folder: Path) -> list[tuple[str, object]]:
+    """Return the recipe fields that are not at their default, the model's shape aside.
+
+    Read as plain YAML: a recipe of another version may have fields that this one has not.
+    """
+    import yaml
+
+    from engine.recipe import fields
+
+    file = folder / "recipe.yaml"
+    tree = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    leaves, defaults = [], {key: field.default for key, field in fields().items()}
+    nodes = [("", tree or {})]
+    for prefix, node in nodes:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict):
+                nodes.append((f"{key}.", value))
+            elif defaults.get(key) != value and not key.startswith("model."):
+                leaves.append((key, value))
+    return sorted(leaves)

@@ -1,6 +1,7 @@
 """The promises of the whole, through the command: kill, resume, verify, load elsewhere."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from engine.checkpoint import load_model
-from tests.conftest import command_environment
+from tests.conftest import ROOT, command_environment
 from tests.engine.train.test_run import DATA, RECIPE, outcome
 
 
@@ -92,6 +93,21 @@ def test_what_we_train_loads_in_transformers_and_gives_our_logits(run, tmp_path)
         expected = theirs.generate(start, max_new_tokens=20, do_sample=False)[0, len(ids) + 1 :]
     found = json.loads(result.out)["tokens"]
     assert found == expected.tolist()[: len(found)] and len(greedy) > 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_runs_a_step(run, path):
+    """As it is shipped, but for its length; `text` is given some."""
+    short = ["train.steps=1", "eval.final_bytes=2000", "eval.bytes=1000", "eval.overlap=1"]
+    if path.stem == "text":
+        short += [f"data.train={ROOT / 'engine'}"]
+    result = run("train", path.stem, *short, "--json")
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    assert rows[-1]["step"] == 1 and rows[-1]["bits_per_byte"] > 0
+    first = next(row for row in rows if row["schema"] == "lm/train/step/1")
+    vocabulary = json.loads(run("show", path.stem, "--json").out)["config"]["vocab_size"]
+    assert first["loss"] == pytest.approx(math.log(vocabulary), abs=0.05)
 
 
 @pytest.mark.slow
