@@ -130,15 +130,21 @@ class OptimConfig:
     """How gradients become updates."""
 
     name: Literal["muon", "adamw"] = setting("muon", "optimizer of the blocks' weight matrices")
-    lr: float = setting(0.02, "peak learning rate of the matrices", low=0)
-    embed_lr: float = setting(0.01, "peak AdamW rate of the token embedding", low=0)
-    head_lr: float = setting(0.004, "peak AdamW rate of output head, norms and biases", low=0)
+    lr: float = setting(
+        0.0, "peak rate of the matrices; 0 takes 0.015 for muon, 0.002 for adamw", low=0
+    )
+    embed_lr: float = setting(0.3, "peak AdamW rate of an embedding that is not tied", low=0)
+    head_lr: float = setting(0.008, "peak AdamW rate of head, tied embedding, norms, biases", low=0)
     momentum: float = setting(0.95, "Muon's momentum", low=0, high=1)
     beta1: float = setting(0.9, "AdamW's decay of the gradient mean", low=0, high=1)
     beta2: float = setting(0.95, "AdamW's decay of the gradient square", low=0, high=1)
     eps: float = setting(1e-10, "AdamW's guard against division by zero", low=0)
     weight_decay: float = setting(0.0, "decoupled decay of the weight matrices, times lr", low=0)
     clip: float = setting(1.0, "largest gradient norm; 0 means no clipping", low=0)
+
+    def __post_init__(self) -> None:
+        if not self.lr:
+            object.__setattr__(self, "lr", {"muon": 0.015, "adamw": 0.002}[self.name])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,7 +120,9 @@ class Optimizers:
         matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2}
         embedding = {n: p for n, p in named.items() if n.startswith("embed_")}
         rest = {n: p for n, p in named.items() if n not in matrices and n not in embedding}
-        groups = [(embedding, config.embed_lr, 0.0), (rest, config.head_lr, 0.0)]
+        # A tied embedding is the output head too, where a row's rate would be far too high.
+        embed_lr = config.head_lr if model.config.tie_embeddings else config.embed_lr
+        groups = [(embedding, embed_lr, 0.0), (rest, config.head_lr, 0.0)]
         self.parts = OPTIMIZERS[config.name](matrices, groups, config)
 
     def step(self, factor: float) -> None:

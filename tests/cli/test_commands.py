@@ -167,7 +167,7 @@ def test_recipes_list_show_check_explain(lm, tmp_path):
     assert (
         lm(tmp_path, "recipes", "check", "copy.yaml", "smoke").out == "copy.yaml: ok\nsmoke: ok\n"
     )
-    assert "train.optim.lr = 0.02" in lm(tmp_path, "recipes", "explain", "train.optim").out
+    assert "train.optim.lr = 0.0" in lm(tmp_path, "recipes", "explain", "train.optim").out
     fields = json.loads(lm(tmp_path, "recipes", "explain", "--json").out)["fields"]
     assert all(field["meaning"] and field["accepts"] for field in fields)
 

@@ -77,6 +77,12 @@ def test_text_on_the_command_line_is_taken_as_it_stands(text):
     assert load("", "r", [f"eval.prompt={text}"]).eval.prompt == text
 
 
+def test_the_rate_follows_the_optimizer_unless_given():
+    rates = [load("", "r", [f"train.optim.name={n}"]).train.optim.lr for n in ("muon", "adamw")]
+    assert rates == [0.015, 0.002]
+    assert load("", "r", ["train.optim.name=adamw", "train.optim.lr=0.5"]).train.optim.lr == 0.5
+
+
 def test_an_empty_recipe_is_the_defaults():
     assert load("", "r") == load("# only a comment\n", "r") == Recipe()
 

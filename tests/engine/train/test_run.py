@@ -178,7 +178,7 @@ def test_a_run_is_not_overwritten(tmp_path):
 
 def test_resuming_another_recipe_is_refused_with_the_difference(tmp_path):
     train(tmp_path, "run", until=6)
-    with pytest.raises(RecipeError, match=r"train\.optim\.lr was 0\.02, is 0\.5"):
+    with pytest.raises(RecipeError, match=r"train\.optim\.lr was 0\.015, is 0\.5"):
         train(tmp_path, "run", "train.optim.lr=0.5", resume=True)
 
 
