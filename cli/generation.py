@@ -63,6 +63,7 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
         "settings": dataclasses.asdict(settings),
     }
     tokens: list[Token] = []
+    first: float | None = None
     for index in range(request.number):
         if request.number > 1 and not as_json:
             say(f"--- {index + 1}/{request.number}, seed {seed + index}", quiet)
@@ -76,9 +77,11 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
             logprobs=request.logprobs,
         )
         tokens = list(stream) if as_json else _write(stream)
+        first = first or (tokens[0].time if tokens else None)
         if as_json:
             emit_json("generate", facts | {"seed": seed + index} | _result(tokens, tokenizer))
-    say(_stats(tokens, len(prompt), began, read) + f" · seed {seed}", quiet)
+    waited = None if first is None else first - began
+    say(_stats(tokens, len(prompt), read - began, waited) + f" · seed {seed}", quiet)
 
 
 def _write(stream: Iterable[Token]) -> list[Token]:
@@ -121,11 +124,11 @@ def _piece(token_id: int, tokenizer: Tokenizer) -> str:
     return tokenizer.pieces[token_id].decode("utf-8", "replace")
 
 
-def _stats(tokens: list[Token], prompt: int, began: float, read: float) -> str:
+def _stats(tokens: list[Token], prompt: int, reading: float, waited: float | None) -> str:
     """Say how fast the prompt was read and the last continuation written."""
-    parts = [f"prompt {prompt:,} tok {prompt / (read - began):,.0f} tok/s"]
-    if tokens:
-        parts.append(f"first token {(tokens[0].time - began) * 1000:,.0f} ms")
+    parts = [f"prompt {prompt:,} tok {prompt / reading:,.0f} tok/s"]
+    if waited is not None:
+        parts.append(f"first token {waited * 1000:,.0f} ms")
     if len(tokens) > 1:
         # The first token came out of the prompt's pass; the others took one pass each.
         speed = (len(tokens) - 1) / (tokens[-1].time - tokens[0].time)

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -18,7 +18,9 @@ Model = Annotated[
 Out = Annotated[Optional[Path], typer.Option("-o", "--out", help="Where to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors on stderr.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute.")
+]
 Overrides = Annotated[
     Optional[list[str]],
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields to change, like train.steps=100."),
@@ -43,13 +45,15 @@ def piped() -> bool:
     return not sys.stdin.isatty()
 
 
-def the_model(name: str | None) -> Path:
+def the_model(name: str | None, holding: str = "config.json") -> Path:
     """Return the checkpoint that -m names; without -m, the only one there is.
+
+    With `holding`, a folder that holds that file will do.
 
     Raises: RecipeError if there is no name and not exactly one checkpoint; CheckpointError if the
     name leads nowhere.
     """
-    from engine.checkpoint import find, list_runs
+    from engine.runs import find, list_runs
 
     if name is None:
         there = list_runs(CHECKPOINTS)
@@ -59,7 +63,7 @@ def the_model(name: str | None) -> Path:
             )
             raise RecipeError(f"which model? Give -m NAME; {known}")
         name = there[0]
-    return find(name, CHECKPOINTS)
+    return find(name, CHECKPOINTS, holding)
 
 
 def read_input(text: str | None, file: Path | None) -> bytes:

@@ -4,12 +4,11 @@ import contextlib
 import signal
 import statistics
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 
-from cli.plots import Curve, draw, smooth
+from cli.plots import Curve, draw
 from cli.render import clock, console, count, emit, emit_json, say, size
 from engine.data.pack import PackProgress
 from engine.generate.decode import generate, prefill
@@ -19,26 +18,34 @@ from engine.train.plan import Plan
 from engine.train.prepare import Doing
 from engine.train.run import Evaluated, Event, Finished, Interrupted, Prepared, Saved
 
+REFRESH = 0.25  # seconds between two pictures of the live display
+CURVE = 1000  # points of the loss curve that are kept: enough for any terminal
 
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; the second acts as usual."""
-    stop = threading.Event()
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(number: int, frame: object) -> None:
-        stop.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+class Stop:
+    """A request to stop, from Ctrl-C or SIGTERM.
+
+    While steps are taken (`armed`) the first signal asks the run to finish its step and save; at
+    any other time, and the second time, it ends the program as usual.
+    """
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.asked = False
+
+    def __enter__(self) -> "Stop":
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked or not self.armed:
+            raise KeyboardInterrupt
+        self.asked = True
         say("\nstopping after this step; again to stop at once")
-
-    try:
-        for each in before:
-            signal.signal(each, ask)
-        yield stop
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 class Progress:
@@ -48,9 +55,9 @@ class Progress:
         self.prepared: Prepared | None = None
         self.plan: Plan | None = None
         self.step: TrainStep | None = None
-        self.losses: list[tuple[float, float]] = []
+        self.losses: list[tuple[float, float]] = []  # smoothed
+        self.level = 0.0
         self.scores: list[tuple[float, float]] = []
-        self.best: float | None = None
         self.recent: deque[TrainStep] = deque(maxlen=20)
         self.sample = ""
         self.doing = "preparing"
@@ -69,11 +76,14 @@ class Progress:
             self.plan = event
         elif isinstance(event, TrainStep):
             self.step = event
-            self.losses.append((event.step, event.loss))
+            # A running mean over some twenty steps; when the curve is long, every other point goes.
+            self.level += (event.loss - self.level) / min(len(self.losses) + 1, 20)
+            self.losses.append((event.step, self.level))
+            if len(self.losses) > 2 * CURVE:
+                self.losses = self.losses[::2]
             self.recent.append(event)
         elif isinstance(event, Evaluated) and not event.final:
             self.scores.append((event.step, event.score.bits_per_byte))
-            self.best = min(self.best or float("inf"), event.score.bits_per_byte)
 
     @property
     def steps(self) -> int | None:
@@ -108,41 +118,49 @@ class Progress:
         return (self.steps - self.step.step) * self.step.tokens / max(self.speed, 1e-9)
 
 
-def show_run(events: Iterator[Event], command: str, *, as_json: bool, quiet: bool) -> bool:
+def show_run(
+    events: Iterator[Event], stop: "Stop", command: str, *, as_json: bool, quiet: bool
+) -> bool:
     """Consume a run and show it; returns whether it came to its end."""
     screen = console(stderr=True)
     progress = Progress()
-    live = contextlib.nullcontext()
+    live = None
     if screen.is_terminal and not as_json and not quiet:
         from rich.live import Live
 
-        live = Live(
-            console=screen,
-            get_renderable=lambda: _screen(progress, screen.width),
-            refresh_per_second=4,
-        )
-    finished: Finished | None = None
-    interrupted: Interrupted | None = None
-    with live:
+        live = Live(console=screen, auto_refresh=False)
+    last: Event | None = None
+    shown = 0.0
+    with live or contextlib.nullcontext():
         for event in events:
             progress.take(event)
+            stop.armed = _is_stepping(event)
             if as_json:
                 _json(event)
-            if isinstance(event, Evaluated) and not event.final:
+            elif not quiet and isinstance(event, Evaluated) and not event.final:
                 progress.sample = _sample(progress)
-            if not quiet and isinstance(live, contextlib.nullcontext):
+            if live and (time.perf_counter() - shown > REFRESH or not isinstance(event, TrainStep)):
+                live.update(_screen(progress, screen.width), refresh=True)
+                shown = time.perf_counter()
+            elif not live and not quiet:
                 _plain(event, progress)
-            if isinstance(event, Finished):
-                finished = event
-            if isinstance(event, Interrupted):
-                interrupted = event
-    if interrupted:
-        say(f"stopped at step {interrupted.step}, saved {interrupted.folder}/last")
+            last = event
+    if isinstance(last, Interrupted):
+        if as_json:
+            emit_json("train/stopped", {"step": last.step, "folder": str(last.folder)})
+        say(f"stopped at step {last.step}, saved {last.folder}/last")
         say(f"continue with: {command} --resume")
         return False
-    if finished:
-        report(finished, progress, as_json=as_json, quiet=quiet)
+    assert isinstance(last, Finished)
+    report(last, progress, as_json=as_json, quiet=quiet)
     return True
+
+
+def _is_stepping(event: Event) -> bool:
+    """Tell whether the run is among its steps, where it can stop and save."""
+    if isinstance(event, Evaluated):
+        return not event.final
+    return isinstance(event, (TrainStep, Plan, Saved))
 
 
 def _plain(event: Event, progress: Progress) -> None:
@@ -166,7 +184,7 @@ def _plain(event: Event, progress: Progress) -> None:
                 f" · MFU {progress.utilisation:.0%}{left}"
             )
     elif isinstance(event, Evaluated):
-        which = "all held-out text" if event.final else "held-out"
+        which = f"held-out, {size(event.score.bytes)}"
         mark = " · best so far" if event.best else ""
         say(f"step {event.step} · {which}: {event.score.bits_per_byte:.4f} bits per byte{mark}")
         if progress.sample and not event.final:
@@ -201,16 +219,18 @@ def _header(prepared: Prepared) -> list[str]:
     if prepared.data.dropped:
         reasons = ", ".join(f"{n} {reason}" for reason, n in prepared.data.dropped.items())
         lines.append(f"left   out: {reasons}")
-    model = recipe.model
+    model, machine = recipe.model, prepared.machine
     lines += [
         f"model  {count(prepared.parameters)} parameters:"
         f" {model.n_layers} layers × {model.d_model},"
         f" {model.n_heads} heads, vocabulary {model.vocab_size:,}",
-        f"on     {prepared.device} {prepared.dtype}, {prepared.threads} threads,"
+        f"on     {machine['device']} {machine['dtype']}, {machine['threads']} threads,"
         f" matmul peak {prepared.peak_flops / 1e12:.2f} TFLOP/s measured",
     ]
     if prepared.start:
         lines.append(f"resume after step {prepared.start}")
+    if prepared.changed:
+        lines.append(f"note   no longer bit for bit: {'; '.join(prepared.changed)}")
     return lines
 
 
@@ -223,8 +243,11 @@ def _sample(progress: Progress) -> str:
 
     model, tokenizer = prepared.model.eval(), prepared.data.tokenizer
     prompt = [tokenizer.end_of_text, *tokenizer.encode(prepared.recipe.eval.prompt)]
-    settings = replace(prepared.recipe.sample, max_tokens=40)
-    start = prefill(model, prompt, min(len(prompt) + 40, model.config.max_seq_len))
+    room = min(40, model.config.max_seq_len - len(prompt))
+    if room < 1:
+        return ""
+    settings = replace(prepared.recipe.sample, max_tokens=room)
+    start = prefill(model, prompt, len(prompt) + room)
     tokens = generate(model, tokenizer, start, settings, seed=prepared.recipe.run.seed)
     return prepared.recipe.eval.prompt + "".join(token.text for token in tokens)
 
@@ -254,7 +277,7 @@ def _screen(progress: Progress, width: int):
         )
     )
     valid = f"held-out {progress.scores[-1][1]:.3f} bits/byte" if progress.scores else ""
-    loss = smooth(progress.losses)[-1][1]
+    loss = progress.losses[-1][1]
     lines.append(Text(f"loss {loss:.3f}   {valid}   lr ×{step.lr:.2f}   grad {step.grad_norm:.2f}"))
     lines.append(
         Text(
@@ -262,7 +285,7 @@ def _screen(progress: Progress, width: int):
             f"   memory {size(peak_memory())}   {clock(progress.trained)} so far"
         )
     )
-    curve = Curve(name="loss", points=smooth(progress.losses))
+    curve = Curve(name="loss", points=progress.losses)
     lines += [Text.from_markup(row) for row in draw([curve], min(width, 100), 10)]
     if progress.sample:
         one_line = progress.sample.replace("\n", "⏎ ")
@@ -276,7 +299,8 @@ def report(finished: Finished, progress: Progress, *, as_json: bool, quiet: bool
 
     assert progress.prepared
     data = progress.prepared.data
-    rows = list(baselines(data.shards, data.tokenizer, finished.score.bytes))
+    seen = not quiet or as_json  # the compressors take seconds
+    rows = list(baselines(data.shards, data.tokenizer, finished.score.bytes)) if seen else []
     score = finished.score
     if as_json:
         emit_json(
@@ -284,6 +308,7 @@ def report(finished: Finished, progress: Progress, *, as_json: bool, quiet: bool
             {
                 "folder": str(finished.folder / "best"),
                 "step": finished.step,
+                "best_step": finished.best_step,
                 "tokens": finished.tokens,
                 "seconds": finished.seconds,
                 "bits_per_byte": score.bits_per_byte,
@@ -305,7 +330,12 @@ def report(finished: Finished, progress: Progress, *, as_json: bool, quiet: bool
         f" {finished.tokens:,} tokens ({epochs:.2f} epochs) in {clock(finished.seconds)},"
         f" peak memory {size(finished.peak_memory)}"
     )
-    say(f"held-out text, {size(score.bytes)}, bits per byte (lower is better):")
+    whole = data.shards.valid.bytes
+    part = size(score.bytes) if score.bytes == whole else f"{size(score.bytes)} of {size(whole)}"
+    which = (
+        "" if finished.best_step == finished.step else f", of the best step {finished.best_step}"
+    )
+    say(f"bits per byte on held-out text, {part}{which} (lower is better):")
     table = [("this model", score.bits_per_byte, "")]
     table += [(row.name, row.bits_per_byte, row.note) for row in rows]
     for name, figure, note in sorted(table, key=lambda row: row[1] if row[1] is not None else 99):

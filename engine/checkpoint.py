@@ -29,9 +29,10 @@ from torch import Tensor
 
 from engine.config import ModelConfig, SampleConfig
 from engine.errors import CheckpointError, ResourceError
-from engine.files import flush, point, sha256, write_whole
+from engine.files import flush, point, sha256
 from engine.model.families import family_of, from_config_json, tensor_name, to_config_json
 from engine.model.transformer import Transformer
+from engine.runs import tidy
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -66,10 +67,7 @@ def save(run: Path, snapshot: Snapshot, best: bool) -> Path:
         point(run / "last", folder.name)
         if best:
             point(run / "best", folder.name)
-        kept = {(run / link).resolve().name for link in ("last", "best")}
-        for old in run.glob("step-*"):
-            if old.name not in kept:
-                shutil.rmtree(old, ignore_errors=True)
+        tidy(run)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
@@ -141,42 +139,6 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def create_run(folder: Path, recipe_yaml: str) -> None:
-    """Make the folder of a new run, with its recipe. Raises: ResourceError if it cannot."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "recipe.yaml", recipe_yaml)
-    except OSError as error:
-        raise ResourceError(
-            f"{folder}: cannot create a run here: {error.strerror}; choose another folder with -o"
-        ) from None
-
-
-def find(name: str, root: Path) -> Path:
-    """Find a checkpoint by folder, or by name under `root`; of a run, take its best.
-
-    Raises: CheckpointError listing the names there are.
-    """
-    for base in (Path(name).expanduser(), root / name):
-        for candidate in (base, base / "best", base / "last"):
-            if (candidate / "config.json").is_file():
-                return candidate
-    names = list_runs(root)
-    there = f"there are: {', '.join(names)}" if names else "train one with `lm train stdlib`"
-    raise CheckpointError(f"no checkpoint {name} (looked in . and {root}/); {there}")
-
-
-def list_runs(root: Path) -> list[str]:
-    """Name the folders under `root` that hold a checkpoint."""
-    if not root.is_dir():
-        return []
-    return sorted(
-        path.name
-        for path in root.iterdir()
-        if any((path / part / "config.json").is_file() for part in ("", "last", "best"))
-    )
 
 
 def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:

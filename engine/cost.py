@@ -44,6 +44,17 @@ def train_flops(config: ModelConfig, context: int) -> int:
     return 3 * forward_flops(config, context)
 
 
+def train_bytes(config: ModelConfig, rows: int, length: int) -> int:
+    """Estimate the least memory that training takes, with `rows` × `length` tokens at a time.
+
+    Four fp32 numbers per parameter (weight, gradient, two moments) and what a block keeps for its
+    backward pass: some 16 vectors of width D and 4 of width F per token.
+    """
+    states = 16 * sum(parameters(config).values())
+    kept = 4 * (16 * config.d_model + 4 * config.d_ff) * config.n_layers
+    return states + kept * rows * length
+
+
 def kv_bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:
     """Return the cache that one more token of context needs, in all full-attention layers."""
     full = sum(not config.window(layer) for layer in range(config.n_layers))

@@ -4,13 +4,22 @@ import hashlib
 import os
 from pathlib import Path
 
+from engine.errors import ResourceError
+
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a small file in one step: write beside it, flush to disk, rename."""
+    """Replace a small file in one step: write beside it, flush to disk, rename.
+
+    Raises: ResourceError if the disk refuses; the old content stays.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    flush(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        flush(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def point(link: Path, target: str) -> None:

@@ -5,10 +5,12 @@ nothing is decided at import.
 """
 
 import ctypes
+import os
 import resource
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -74,8 +76,9 @@ def keep_heap() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
+        # Older ones accept at most 32 MB; and raising only the trim threshold would make it worse.
+        if libc.mallopt(mmap_threshold, 1 << 30) or libc.mallopt(mmap_threshold, 1 << 25):
+            libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
@@ -99,6 +102,29 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def check_memory(needed: int, device: torch.device, what: str) -> None:
+    """Refuse work that cannot fit, before the machine starts to swap.
+
+    Raises: ResourceError naming what is needed and what there is.
+    """
+    there = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    if needed > there:
+        raise ResourceError(
+            f"{what} needs about {needed / 1e9:,.1f} GB and {there / 1e9:,.1f} GB are free; make"
+            " model.d_model, model.n_layers or train.batch_size / train.accumulate smaller"
+        )
+
+
+def free_memory() -> int:
+    """Return the bytes of main memory that can be had without swapping."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory() -> int:

@@ -177,6 +177,8 @@ def _cross_check(recipe: Recipe) -> None:
             f"train.batch_size={recipe.train.batch_size} is not a multiple of train.accumulate="
             f"{recipe.train.accumulate}"
         )
+    if recipe.data.valid == "-":
+        problems.append("data.valid cannot be standard input; give a file")
     for key, value in (
         ("train.budget", recipe.train.budget),
         ("eval.save_every", recipe.eval.save_every),
@@ -184,7 +186,7 @@ def _cross_check(recipe: Recipe) -> None:
         try:
             duration(value)
         except ValueError as error:
-            if not (key == "eval.save_every" and value.isdigit()):
+            if not (key == "eval.save_every" and value.isdigit() and int(value) > 0):
                 problems.append(f"{key}={value!r} {error}")
     if problems:
         raise RecipeError("\n".join(problems))
@@ -233,6 +235,15 @@ def choices(field: dataclasses.Field) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """Turn a recipe or a branch into plain nested dicts, for YAML and JSON."""
     return dataclasses.asdict(config)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested dicts into one of dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return flat
 
 
 def dump(recipe: Recipe) -> str:

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 FLOORS = [
     ("engine.errors",),
     ("engine.config", "engine.files"),
-    ("engine.recipe", "engine.cost", "engine.text"),
+    ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
     ("engine.hardware",),
     ("engine.model",),
     ("engine.checkpoint",),

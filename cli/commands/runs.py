@@ -21,7 +21,7 @@ def runs(
     from cli.render import clock, console, count, emit_json, say
     from engine.checkpoint import read_config, read_json
     from engine.cost import parameters
-    from engine.errors import CheckpointError
+    from engine.errors import InputError
     from engine.train.log import read_metrics
 
     rows, broken = [], []
@@ -34,7 +34,7 @@ def runs(
             saved = best.exists()
             manifest = read_json(best / "manifest.json") if saved else {}
             size = sum(parameters(read_config(best)).values()) if saved else None
-        except CheckpointError as error:
+        except InputError as error:
             broken.append(str(error))
             continue
         scores = [row["valid_bpb"] for row in metrics if row.get("final")]

@@ -22,9 +22,10 @@ def show(
 
     from cli.options import CHECKPOINTS
     from cli.render import console, count, emit_json, size
-    from engine.checkpoint import find, read_config, read_manifest
+    from engine.checkpoint import read_config, read_manifest
     from engine.cost import kv_bytes_per_token, parameters, train_flops
     from engine.model.families import family_of
+    from engine.runs import find
 
     folder = find(model, CHECKPOINTS)
     manifest = read_manifest(folder)
@@ -86,17 +87,14 @@ def _differences(folder: Path) -> list[tuple[str, object]]:
     """
     import yaml
 
-    from engine.recipe import fields
+    from engine.config import Recipe
+    from engine.recipe import flatten, to_dict
 
     file = folder / "recipe.yaml"
     tree = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    leaves, defaults = [], {key: field.default for key, field in fields().items()}
-    nodes = [("", tree or {})]
-    for prefix, node in nodes:
-        for name, value in node.items():
-            key = f"{prefix}{name}"
-            if isinstance(value, dict):
-                nodes.append((f"{key}.", value))
-            elif defaults.get(key) != value and not key.startswith("model."):
-                leaves.append((key, value))
-    return sorted(leaves)
+    defaults = flatten(to_dict(Recipe()))
+    return sorted(
+        (key, value)
+        for key, value in flatten(tree or {}).items()
+        if defaults.get(key) != value and not key.startswith("model.")
+    )

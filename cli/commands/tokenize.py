@@ -22,7 +22,8 @@ def tokenize(
 
     On a terminal: pieces and ids in colour. In a pipe: offset, id, piece.
 
-    -m also takes a tokenizer.json. Any bytes are fine, and --decode gives back exactly those.
+    -m also takes a tokenizer.json or a folder that holds one. Any bytes are
+    fine, and --decode gives back exactly those.
 
     \b
     lm tokenize "def add(a, b):" -m stdlib
@@ -34,7 +35,7 @@ def tokenize(
     from engine.text.tokenizer import load_tokenizer
 
     direct = Path(model) if model and model.endswith(".json") else None
-    tokenizer = load_tokenizer(direct or the_model(model))
+    tokenizer = load_tokenizer(direct or the_model(model, "tokenizer.json"))
     data = read_input(text, file)
     if decode:
         try:

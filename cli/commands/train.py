@@ -13,7 +13,7 @@ def train(
     overrides: Overrides = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run, exactly.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Delete the run that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run that is there.")] = False,
     verify_resume: Annotated[
         bool, typer.Option("--verify-resume", help="Prove that a killed run resumes to the bit.")
     ] = False,
@@ -32,11 +32,10 @@ def train(
     lm train text data.train='notes/**/*.md'
     cat *.md | lm train text data.train=-
     """
-    import shutil
     import sys
 
     from cli.options import CHECKPOINTS, cache_folder, load_recipe
-    from cli.training import show_run, stop_on_signals
+    from cli.training import Stop, show_run
     from engine.errors import CheckFailed, RecipeError
 
     resolved = load_recipe(recipe, overrides)
@@ -45,6 +44,8 @@ def train(
     command = (
         "lm train " + " ".join(map(_quoted, words)) + (f" -o {_quoted(str(out))}" if out else "")
     )
+    if cache:
+        command += f" --cache {_quoted(str(cache))}"
     if verify_resume:
         from cli.verify_resume import verify_resume as prove
 
@@ -53,21 +54,20 @@ def train(
         return
     if force and resume:
         raise RecipeError("--force starts over and --resume continues; choose one")
-    if force and (folder / "recipe.yaml").is_file():
-        shutil.rmtree(folder)
 
     from engine.train.run import run
 
-    with stop_on_signals() as stop:
+    with Stop() as stop:
         events = run(
             resolved,
             folder,
             cache or cache_folder(),
             resume=resume,
+            force=force,
             stdin=sys.stdin.buffer if resolved.data.train == "-" else None,
-            stop=stop.is_set,
+            stop=lambda: stop.asked,
         )
-        finished = show_run(events, command, as_json=as_json, quiet=quiet)
+        finished = show_run(events, stop, command, as_json=as_json, quiet=quiet)
     if not finished:
         raise typer.Exit(130)
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from engine.config import DataConfig
 from engine.data.documents import NotText, Piece, read_documents
 from engine.errors import DataError, ResourceError
+from engine.runs import has_begun
 
 # Left out of `stdlib`: tests, other people's packages, tables and demos. What remains is code that
 # people wrote to be read.
@@ -63,6 +64,11 @@ class Scan:
     held_out: int  # documents that `held_out()` picks
     digest: str
     dropped: Counter[str]  # files left out, by reason
+
+    @property
+    def splits_by_name(self) -> bool:
+        """Whether there are documents enough on both sides to hold out whole ones."""
+        return 0 < self.held_out < self.documents
 
 
 def held_out(document: str, one_in: int) -> bool:
@@ -116,12 +122,7 @@ def open_corpus(source: str, config: DataConfig, piped: Path | None = None) -> C
     # os.path rather than Path: it answers False, not with an exception, for impossible names.
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
-        found = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
-        )
-        files = [(file.relative_to(path).as_posix(), file) for file in found]
+        files = [(file.relative_to(path).as_posix(), file) for file in sorted(_walk(path))]
         return Corpus(files=files, lenient=True, **options)
     if os.path.exists(path):
         if not path.is_file():
@@ -134,6 +135,17 @@ def open_corpus(source: str, config: DataConfig, piped: Path | None = None) -> C
             f"{source}: no such file, folder or pattern; the built-in corpora are stdlib and pydoc"
         )
     return Corpus(files=[(file.as_posix(), file) for file in found], lenient=True, **options)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder but for hidden ones and for runs, which are not text."""
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_file():
+            yield entry
+        elif entry.is_dir() and not entry.is_symlink() and not has_begun(entry):
+            yield from _walk(entry)
 
 
 def _stdlib() -> Corpus:

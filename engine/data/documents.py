@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from engine.errors import DataError, ResourceError
 
@@ -115,9 +115,14 @@ def _parquet(name: str, path: Path, column: str) -> Iterator[Piece]:
             f"{name}: reading parquet needs pyarrow; pip install 'lm-workbench[parquet]'"
         ) from None
     try:
-        table = ParquetFile(path)
+        with ParquetFile(path) as table:
+            yield from _rows(name, table, column)
     except ArrowInvalid as error:
-        raise DataError(f"{name}: not a parquet file: {error}") from None
+        raise DataError(f"{name}: not a readable parquet file: {error}") from None
+
+
+def _rows(name: str, table: Any, column: str) -> Iterator[Piece]:
+    """Yield the rows of an open parquet file."""
     if column not in table.schema_arrow.names:
         columns = ", ".join(table.schema_arrow.names)
         raise DataError(f"{name}: no column {column!r}, it has {columns}; set data.column")

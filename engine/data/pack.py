@@ -117,7 +117,7 @@ def _write_shards(
         shutil.rmtree(writer.folder)
         raise DataError(f"{train[0].name}: changed while it was being read; try again")
     for side, split in writer.splits.items():
-        if not split.tokens:
+        if not split.bytes:
             raise DataError(f"{train[0].name}: no text left for the {side} side ({rule})")
     meta = {side: asdict(split) for side, split in writer.splits.items()}
     write_whole(writer.folder / "shards.json", json.dumps(meta | {"rule": rule}, indent=2))
@@ -128,7 +128,7 @@ def split_rule(scan: Scan, valid: tuple[Corpus, Scan] | None, one_in: int) -> st
     """Say how the held-out text is chosen."""
     if valid:
         return f"all of {valid[0].name}"
-    if scan.held_out and scan.documents > scan.held_out:
+    if scan.splits_by_name:
         return f"documents whose name's sha256 is 0 modulo {one_in}"
     return f"the last 1/{one_in} of the text, which has too few documents to hold out whole ones"
 
@@ -138,8 +138,7 @@ def sides(
 ) -> Iterator[tuple[str, Piece]]:
     """Yield every piece with the side it belongs to, `train` or `valid`, in a fixed order."""
     train, scan = corpus_and_scan
-    by_name = bool(scan.held_out and scan.documents > scan.held_out)
-    tail = 0 if by_name else scan.bytes - scan.bytes // one_in
+    tail = 0 if scan.splits_by_name else scan.bytes - scan.bytes // one_in
     seen = 0
     for piece in train.pieces():
         if valid:

@@ -7,6 +7,8 @@ two caches over one set of weights. Attention calls `cache.layers[i].update`, th
 Source: Pope et al. 2022, arXiv:2211.05102 (the cost model: 2·L·K·H numbers a token).
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -126,12 +128,9 @@ class KVCache:
 
     def fork(self, rows: int) -> "KVCache":
         """Copy a one-row cache into `rows` rows: one prefill, many continuations."""
-        copy = KVCache.__new__(KVCache)
-        copy.capacity, copy.length, copy.layers = self.capacity, self.length, []
-        for layer in self.layers:
-            twin = layer.__class__.__new__(layer.__class__)
-            twin.__dict__.update(layer.__dict__)
-            twin.k_BKSH = layer.k_BKSH.repeat(rows, 1, 1, 1)
-            twin.v_BKSH = layer.v_BKSH.repeat(rows, 1, 1, 1)
-            copy.layers.append(twin)
-        return copy
+        twin = copy.copy(self)
+        twin.layers = [copy.copy(layer) for layer in self.layers]
+        for layer in twin.layers:
+            layer.k_BKSH = layer.k_BKSH.repeat(rows, 1, 1, 1)
+            layer.v_BKSH = layer.v_BKSH.repeat(rows, 1, 1, 1)
+        return twin

@@ -23,6 +23,8 @@ from engine.errors import CheckpointError, DataError
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 
+PROBE = "hello  World e\u0301 \ufb01 \u00e9 <|endoftext|>\n\t1234"
+
 # Where merges may not cross. `gpt4` keeps words, numbers up to three digits, punctuation and line
 # ends apart; `line` lets a token span words but not lines; `none` lets it span anything.
 SPLITS = {
@@ -51,9 +53,9 @@ class Tokenizer:
         Raises: CheckpointError if it is not byte-level, changes text before it encodes it, or has
         no end-of-text token.
         """
-        if inner.normalizer is not None:
-            raise CheckpointError("its normalizer changes text before encoding: not exact")
         self.inner = inner
+        inner.no_truncation()
+        inner.no_padding()
         self.inner.encode_special_tokens = True  # text never becomes a control token
         self.special = {i: token.content for i, token in inner.get_added_tokens_decoder().items()}
         self.vocab_size = inner.get_vocab_size()
@@ -77,6 +79,9 @@ class Tokenizer:
         if END_OF_TEXT not in names:
             raise CheckpointError(f"tokenizer has no {END_OF_TEXT} token")
         self.end_of_text = names[END_OF_TEXT]
+        # A normalizer or an added prefix space would change text on the way in.
+        if self.decode_bytes(self.encode(PROBE)) != PROBE.encode():
+            raise CheckpointError("the tokenizer does not give back the text it is given")
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; lone surrogates are kept as their three bytes."""

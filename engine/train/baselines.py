@@ -33,7 +33,8 @@ def baselines(shards: Shards, tokenizer: Tokenizer, valid_bytes: int) -> Iterato
 
     Each has seen the training text first, the last `PRIME_BYTES` of it at most.
     """
-    prime = _text(shards.tokens("train")[-PRIME_BYTES:], tokenizer)[-PRIME_BYTES:]
+    per_token = max(1, shards.train.bytes // max(1, shards.train.tokens))
+    prime = _text(shards.tokens("train")[-PRIME_BYTES // per_token :], tokenizer)[-PRIME_BYTES:]
     valid = _text(shards.tokens("valid")[: valid_bytes + shards.valid.documents], tokenizer)
     valid = valid[:valid_bytes]
     yield Baseline(name="unigram (bytes)", bits_per_byte=unigram(prime, valid))

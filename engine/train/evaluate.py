@@ -8,6 +8,7 @@ Sources: Shannon 1948 (bits of surprise); Gao et al. 2020, arXiv:2101.00027, sec
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ from engine.model.transformer import Transformer
 from engine.text.tokenizer import Tokenizer
 
 ROWS = 8  # windows scored at a time
+SPAN = 1 << 14  # tokens looked at for a document's end
+CHUNK = 1024  # positions whose logits exist at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +43,20 @@ class Score:
         return self.nats / self.tokens
 
 
-def documents(tokens: np.ndarray, end_of_text: int) -> list[np.ndarray]:
-    """Cut a token stream at its end-of-text tokens, which are left out."""
-    ends = np.flatnonzero(tokens == end_of_text)
-    parts = np.split(tokens, ends + 1)
-    return [part[part != end_of_text] for part in parts if (part != end_of_text).any()]
+def documents(tokens: np.ndarray, end_of_text: int) -> Iterator[np.ndarray]:
+    """Yield the documents of a token stream, cut at its end-of-text tokens, in flat memory."""
+    start = 0
+    while start < len(tokens):
+        size = SPAN
+        while True:  # look further ahead until the document's end is in sight
+            ends = np.flatnonzero(tokens[start : start + size] == end_of_text)
+            if len(ends) or start + size >= len(tokens):
+                break
+            size *= 2
+        stop = start + int(ends[0]) if len(ends) else len(tokens)
+        if stop > start:
+            yield np.asarray(tokens[start:stop])
+        start = stop + 1
 
 
 def windows(length: int, context: int, stride: int) -> list[tuple[int, int, int]]:
@@ -82,7 +94,12 @@ def score(
     size = count = 0
     for document in documents(tokens, tokenizer.end_of_text):
         if max_bytes is not None:
-            document = document[: np.searchsorted(piece_bytes[document].cumsum(), max_bytes - size)]
+            fitting = np.searchsorted(
+                piece_bytes[document].cumsum(), max_bytes - size, side="right"
+            )
+            document = document[: max(int(fitting), not count)]  # one token at the least
+        if not len(document):
+            break
         inputs = np.concatenate(([tokenizer.end_of_text], document[:-1])).astype(np.int64)
         for start, first, end in windows(len(document), context, stride):
             targets = document[start:end].astype(np.int64)
@@ -102,6 +119,9 @@ def score(
             targets_BT[row, : len(targets)] = torch.from_numpy(targets)
         x_BTD = model.hidden(tokens_BT.to(device))
         scored_BT = targets_BT != IGNORE
-        logits = model.head(x_BTD[scored_BT.to(device)]).float()
-        nats += F.cross_entropy(logits, targets_BT[scored_BT].to(device), reduction="sum").item()
+        x_ND, targets_N = x_BTD[scored_BT.to(device)], targets_BT[scored_BT].to(device)
+        for chunk in range(0, len(targets_N), CHUNK):
+            part = slice(chunk, chunk + CHUNK)
+            logits = model.head(x_ND[part]).float()
+            nats += F.cross_entropy(logits, targets_N[part], reduction="sum").item()
     return Score(nats=nats, tokens=count, bytes=size)

@@ -5,6 +5,7 @@ A step line is {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}; an eval
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +15,7 @@ from engine.files import write_whole
 
 
 class MetricsLog:
-    """Appends lines to a run's metrics.jsonl, each on disk before the next step."""
+    """Appends lines to a run's metrics.jsonl, handed to the system before the next step."""
 
     def __init__(self, path: Path, keep_until: int) -> None:
         """Open the log, dropping lines after step `keep_until`: a resumed run writes them anew."""
@@ -40,6 +41,10 @@ class MetricsLog:
                 f"{self.path}: cannot be written: {error.strerror}; the last checkpoint is whole,"
                 " make room and --resume"
             ) from None
+
+    def sync(self) -> None:
+        """Make sure that what was written is on the disk itself."""
+        os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Close the file; what could not be flushed was reported before."""

@@ -57,7 +57,9 @@ class Planner:
         """Tell whether a decision is to be made after `step` updates."""
         if self.config.steps or any(plan.at == step for plan in self.plans):
             return False
-        return step in (MEASURED, self._correction(step))
+        if not self.plans:  # also when a process died between a step and its plan
+            return step >= MEASURED and len(self.recent) >= MEASURED
+        return step == self._correction(step)
 
     def _correction(self, step: int) -> int | None:
         """Return the step half-way through the stable part, where the first plan is corrected."""
@@ -71,13 +73,15 @@ class Planner:
         """Note how long a step took."""
         self.recent.append(seconds)
 
-    def decide(self, step: int, elapsed: float, other: float) -> Plan:
+    def decide(self, step: int, elapsed: float, other: float, extra: float = 0.0) -> Plan:
         """Fix the number of steps, leaving `other` seconds for what is not training.
+
+        `extra` seconds come on top of each step, for evaluations that come every so many steps.
 
         The plan is on disk before the next step is taken.
         """
         steady = list(self.recent)[WARM_UP:] if len(self.recent) == MEASURED else self.recent
-        each = statistics.fmean(steady)
+        each = statistics.fmean(steady) + extra
         left = duration(self.config.budget) - elapsed - other
         plan = Plan(at=step, steps=step + max(1, int(left / each)), seconds_per_step=each)
         self.plans.append(plan)

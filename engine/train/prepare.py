@@ -14,12 +14,15 @@ import torch
 
 from engine import checkpoint
 from engine.config import Recipe
+from engine.cost import train_bytes
 from engine.data.corpora import open_corpus, scan, spool
 from engine.data.pack import PackProgress, Shards, pack, sides
 from engine.errors import CheckpointError, RecipeError
 from engine.files import write_whole
+from engine.hardware import check_memory
 from engine.model.transformer import Transformer, initialise
 from engine.recipe import dump, load, override
+from engine.runs import create_run, has_begun, tidy
 from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
 from engine.train.optim import Optimizers
 
@@ -48,22 +51,25 @@ class SavedRun:
     state: dict[str, Any]
 
 
-def open_folder(recipe: Recipe, folder: Path, resume: bool) -> SavedRun | None:
+def open_folder(recipe: Recipe, folder: Path, resume: bool, force: bool) -> SavedRun | None:
     """Make the folder of a new run, or find the state to continue from.
 
-    Raises: RecipeError if there is a run and `resume` is not set, or if its recipe differs.
+    Raises: RecipeError if there is a run and neither `resume` nor `force` is set, or if its recipe
+    differs.
     """
     written = folder / "recipe.yaml"
-    if not written.is_file():
+    if force or (not has_begun(folder) and not (resume and written.is_file())):
         if resume:
             raise RecipeError(f"{folder} holds no run to resume; leave --resume out to start one")
-        checkpoint.create_run(folder, dump(recipe))
+        create_run(folder, dump(recipe))
         return None
     if not resume:
         raise RecipeError(
             f"{folder} already holds a run; continue it with --resume, replace it with --force, or"
             " choose another folder with -o"
         )
+    if not written.is_file():
+        raise CheckpointError(f"{written} is missing: there is no telling what this run was")
     before = load(written.read_text(encoding="utf-8"), str(written))
     differences = [
         f"{key} was {old!r}, is {new!r}" for key, old, new in _differences(before, recipe)
@@ -73,8 +79,9 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool) -> SavedRun | None:
             f"{folder} was started with another recipe ({'; '.join(differences)}); resume with the"
             " same one, or choose another folder with -o"
         )
+    tidy(folder)
     last = folder / "last"
-    if not (last / "manifest.json").is_file():
+    if not last.exists():
         return None  # stopped before its first checkpoint: start again, to the same result
     checkpoint.read_manifest(last)
     return SavedRun(last.resolve(), checkpoint.read_json(last / "state" / "state.json"))
@@ -86,7 +93,7 @@ def _differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, A
         key, old, new = f"{prefix}{field.name}", getattr(a, field.name), getattr(b, field.name)
         if dataclasses.is_dataclass(old):
             yield from _differences(old, new, f"{key}.")
-        elif old != new and key not in ("run.threads", "run.name"):
+        elif old != new and key != "run.name":
             yield key, old, new
 
 
@@ -132,6 +139,9 @@ def build_model(
     recipe: Recipe, device: torch.device, saved: SavedRun | None
 ) -> tuple[Transformer, Optimizers]:
     """Make the model and its optimizer: new from the seed, or exactly as they were saved."""
+    rows = recipe.train.batch_size // recipe.train.accumulate
+    needed = train_bytes(recipe.model, rows, recipe.data.seq_len)
+    check_memory(needed, device, "training this model")
     if not saved:
         model = Transformer(recipe.model, recipe.train.dropout)
         initialise(model, torch.Generator().manual_seed(recipe.run.seed))

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 
 from engine import checkpoint
@@ -33,6 +34,7 @@ from engine.hardware import (
 )
 from engine.model.transformer import Transformer
 from engine.recipe import dump, duration
+from engine.runs import hold
 from engine.train.evaluate import Score, score
 from engine.train.log import MetricsLog
 from engine.train.loop import TrainStep, train
@@ -61,9 +63,8 @@ class Prepared:
     model: Transformer
     data: Data
     start: int  # first step of this process; 0 unless resumed
-    device: str
-    dtype: str
-    threads: int
+    machine: dict[str, str]  # device, dtype, threads, versions: what exactness depends on
+    changed: list[str]  # in which of these a resumed run differs from before
     parameters: int
     flops_per_token: int
     peak_flops: float
@@ -100,6 +101,7 @@ class Finished:
     """The run is complete."""
 
     step: int
+    best_step: int  # the step whose model is delivered and scored
     folder: Path
     score: Score
     tokens: int
@@ -118,47 +120,56 @@ def run(
     cache: Path,
     *,
     resume: bool = False,
+    force: bool = False,
     stdin: BinaryIO | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
-    """Train what `recipe` describes into `folder`, or continue what is there.
+    """Train what `recipe` describes into `folder`, or continue or replace what is there.
 
     `stop` is asked after every step; when it says yes, the run saves and ends with `Interrupted`.
     `stdin` is where text comes from if data.train is "-"; the run keeps a copy to resume from.
 
-    Raises: RecipeError if the folder holds a run and `resume` is not set, or holds another run
-    than the recipe describes; DataError, CheckpointError, ResourceError; DivergenceError, after
-    saving the last good state.
+    Raises: RecipeError if the folder holds a run and neither `resume` nor `force` is set, or holds
+    another run than the recipe describes; DataError, CheckpointError, ResourceError;
+    DivergenceError, after saving the last good state.
     """
     keep_heap()
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     dtype = pick_dtype(recipe.run.dtype, device)
-    saved = open_folder(recipe, folder, resume)
-    data = yield from prepare_data(recipe, folder, cache, stdin)
-    recipe = fill_sizes(recipe, data.tokenizer)
-    if saved and saved.state["data"] != data.shards.digest:
-        raise RecipeError(
-            f"the text of {recipe.data.train} is not what this run was started on (digest"
-            f" {saved.state['data'][:12]}, now {data.shards.digest[:12]}); restore it or start anew"
+    with hold(folder):
+        saved = open_folder(recipe, folder, resume, force)
+        data = yield from prepare_data(recipe, folder, cache, stdin)
+        recipe = fill_sizes(recipe, data.tokenizer)
+        if saved and saved.state["data"] != data.shards.digest:
+            raise RecipeError(
+                f"the text of {recipe.data.train} is not what this run was started on (digest"
+                f" {saved.state['data'][:12]}, now {data.shards.digest[:12]}); restore it or start"
+                " anew"
+            )
+        model, optimizer = build_model(recipe, device, saved)
+        machine = {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+        machine |= {"threads": str(threads)} | versions()
+        before = saved.state["machine"] if saved else machine
+        prepared = Prepared(
+            recipe=recipe,
+            folder=folder,
+            model=model,
+            data=data,
+            start=saved.state["step"] if saved else 0,
+            machine=machine,
+            changed=[
+                f"{k} was {v}, is {machine.get(k)}"
+                for k, v in before.items()
+                if machine.get(k) != v
+            ],
+            parameters=sum(parameters(recipe.model).values()),
+            flops_per_token=train_flops(recipe.model, recipe.data.seq_len),
+            peak_flops=matmul_peak(device, dtype),
         )
-    model, optimizer = build_model(recipe, device, saved)
-    prepared = Prepared(
-        recipe=recipe,
-        folder=folder,
-        model=model,
-        data=data,
-        start=saved.state["step"] if saved else 0,
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        threads=threads,
-        parameters=sum(parameters(recipe.model).values()),
-        flops_per_token=train_flops(recipe.model, recipe.data.seq_len),
-        peak_flops=matmul_peak(device, dtype),
-    )
-    yield prepared
-    worker = _Run(prepared, optimizer, saved)
-    yield from worker.go(lambda: autocast(device, dtype), stop)
+        yield prepared
+        worker = _Run(prepared, optimizer, saved)
+        yield from worker.go(lambda: autocast(device, dtype), stop)
 
 
 class _Run:
@@ -177,6 +188,7 @@ class _Run:
         self.step: int = state.get("step", 0)
         self.tokens: int = state.get("tokens", 0)
         self.best: float | None = state.get("best")
+        self.score: tuple[int, float | None] = (-1, None)  # the newest evaluation's step and figure
         self.elapsed: float = state.get("seconds", 0.0)  # of earlier processes
         self.began = time.perf_counter()
         self.planner = Planner(self.recipe.train, self.folder / "plan.json")
@@ -207,6 +219,7 @@ class _Run:
             precision=precision,
         )
         self.log = MetricsLog(self.folder / "metrics.jsonl", self.step)
+        yield from self.planner.plans[-1:]  # a resumed run's, so that its length is known
         try:
             for event in steps:
                 self.step, self.tokens = event.step, self.tokens + event.tokens
@@ -238,17 +251,19 @@ class _Run:
         if planner.due(self.step):
             # An evaluation is measured too: it is part of what the budget has to hold.
             before = self.seconds()
-            yield from self._evaluate(final=False)
-            each = self.seconds() - before
+            yield from self._evaluate()
+            each, every = self.seconds() - before, self.recipe.eval.every
             left = EVALUATIONS - 1 if self.step <= MEASURED else EVALUATIONS // 2
-            plan = planner.decide(self.step, self.seconds(), left * each)
-            yield plan
+            other, extra = (0.0, each / every) if every else (left * each, 0.0)
+            yield planner.decide(self.step, self.seconds(), other, extra)
         elif self.step < total and self._evaluation_due(total):
-            yield from self._evaluate(final=False)
+            yield from self._evaluate()
         if self.step < total and self._save_due():
             yield from self._save(best=False)
 
     def _evaluation_due(self, total: int) -> bool:
+        if any(plan.at == self.step for plan in self.planner.plans):
+            return True  # a resumed run repeats the evaluation that its plan was made with
         every = self.recipe.eval.every
         if not every:
             if not self.planner.known(self.step):
@@ -262,27 +277,31 @@ class _Run:
             return self.step % int(every) == 0
         return time.perf_counter() - self.saved_at >= duration(every)
 
-    def _evaluate(self, final: bool) -> Iterator[Event]:
-        """Score held-out text, more of it at the end; save if the figure is the best so far."""
+    def _evaluate(self) -> Iterator[Event]:
+        """Score a part of the held-out text; save if the figure is the best so far."""
         settings = self.recipe.eval
         context = settings.seq_len or self.recipe.data.seq_len
-        result = score(
-            self.model,
-            self.prepared.data.tokenizer,
-            self.valid,
-            context=context,
-            stride=max(1, context // settings.overlap) if final else context,
-            max_bytes=settings.final_bytes if final else settings.bytes,
-        )
-        row = {"step": self.step, "valid_bpb": result.bits_per_byte, "valid_loss": result.loss}
-        row |= {"valid_bytes": result.bytes, "final": final}
-        self.log.write(row | {"seconds": round(self.seconds(), 3)})
-        best = not final and (self.best is None or result.bits_per_byte < self.best)
+        result = self._score(self.model, context, settings.bytes)
+        self.score = (self.step, result.bits_per_byte)
+        best = self.best is None or result.bits_per_byte < self.best
         if best:
             self.best = result.bits_per_byte
-        yield Evaluated(step=self.step, score=result, best=best, final=final)
+        self._log_score(self.step, result, final=False)
+        yield Evaluated(step=self.step, score=result, best=best, final=False)
         if best:
             yield from self._save(best=True)
+
+    def _score(self, model: Transformer, stride: int, max_bytes: int) -> Score:
+        context = self.recipe.eval.seq_len or self.recipe.data.seq_len
+        tokenizer = self.prepared.data.tokenizer
+        return score(
+            model, tokenizer, self.valid, context=context, stride=stride, max_bytes=max_bytes
+        )
+
+    def _log_score(self, step: int, result: Score, final: bool) -> None:
+        row = {"step": step, "valid_bpb": result.bits_per_byte, "valid_loss": result.loss}
+        row |= {"valid_bytes": result.bytes, "final": final}
+        self.log.write(row | {"seconds": round(self.seconds(), 3)})
 
     def _save(self, best: bool) -> Iterator[Event]:
         """Write a checkpoint of this step, unless it is there already."""
@@ -303,11 +322,11 @@ class _Run:
             facts={
                 "parent": None,
                 "tokens_seen": self.tokens,
-                "valid_bpb": self.best,
+                "valid_bpb": self.score[1] if self.score[0] == self.step else None,
                 "train_seconds": round(self.seconds(), 1),
                 "data": data,
                 "tokenizer": self.prepared.data.tokenizer.digest,
-                "versions": versions(),
+                "machine": self.prepared.machine,
             },
             optimizer=self.optimizer.state(),
             state={
@@ -316,28 +335,36 @@ class _Run:
                 "best": self.best,
                 "seconds": self.seconds(),
                 "data": shards.digest,
+                "machine": self.prepared.machine,
             },
         )
+        self.log.sync()  # no checkpoint is ahead of its log
         written = checkpoint.save(self.folder, snapshot, best)
         self.saved_step, self.saved_at = self.step, time.perf_counter()
         yield Saved(step=self.step, folder=written)
 
     def _finish(self) -> Iterator[Event]:
-        """Evaluate the end state like the ones before it, save it, then score all held-out text."""
+        """Evaluate and save the end state like those before it, then score what is delivered."""
         seconds = self.seconds()
         if self.saved_step != self.step:
-            yield from self._evaluate(final=False)
+            yield from self._evaluate()
             yield from self._save(best=False)
         yield Doing(what="scoring the held-out text")
-        final = None
-        for event in self._evaluate(final=True):
-            final = event
-            yield event
-        assert isinstance(final, Evaluated)
+        best = (self.folder / "best").resolve()
+        best_step = checkpoint.read_manifest(best, verify=False)["step"]
+        model = self.model
+        if best_step != self.step:  # the best came before the end, and it is what -m NAME loads
+            model, _ = checkpoint.load_model(best, self.model.embed_tokens.weight.device)
+        settings = self.recipe.eval
+        context = settings.seq_len or self.recipe.data.seq_len
+        result = self._score(model, max(1, context // settings.overlap), settings.final_bytes)
+        self._log_score(best_step, result, final=True)
+        yield Evaluated(step=best_step, score=result, best=True, final=True)
         yield Finished(
             step=self.step,
+            best_step=best_step,
             folder=self.folder,
-            score=final.score,
+            score=result,
             tokens=self.tokens,
             seconds=seconds,
             peak_memory=peak_memory(),
@@ -349,6 +376,7 @@ def versions() -> dict[str, str]:
     return {
         "lm-workbench": metadata.version("lm-workbench"),
         "torch": torch.__version__,
+        "numpy": np.__version__,
         "tokenizers": metadata.version("tokenizers"),
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -28,7 +28,7 @@ def wsd(step: int, steps: int, config: ScheduleConfig) -> float:
 def cosine(step: int, steps: int, config: ScheduleConfig) -> float:
     """Follow half a cosine from the end of the warm-up to the end of the run."""
     after = max(1, steps - config.warmup)
-    done = min(1.0, max(0, step - config.warmup + 1) / after)
+    done = min(1.0, max(0, step - config.warmup) / after)
     return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * done)) / 2
 
 

@@ -103,6 +103,11 @@ def test_a_device_that_is_not_there(run):
     failed(run("train", "smoke", "run.device=cuda"), 4, "no cuda device")
 
 
+def test_a_model_that_cannot_fit_is_refused_before_it_is_made(run):
+    result = run("train", "smoke", "model.d_model=200000", "model.n_heads=8")
+    failed(result, 4, "GB are free", "model.d_model")
+
+
 def test_a_place_where_nothing_can_be_written(run, tmp_path):
     (tmp_path / "file").write_text("")
     failed(run("train", "smoke", "-o", "file/run"), 4, "file/run", "-o")

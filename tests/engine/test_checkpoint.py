@@ -10,8 +10,6 @@ import torch
 
 from engine.checkpoint import (
     Snapshot,
-    find,
-    list_runs,
     load_model,
     read_manifest,
     sample_defaults,
@@ -19,6 +17,7 @@ from engine.checkpoint import (
 )
 from engine.config import SampleConfig
 from engine.errors import CheckpointError, ResourceError
+from engine.runs import find, list_runs
 from tests.conftest import make_model
 
 

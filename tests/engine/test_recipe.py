@@ -53,7 +53,7 @@ def test_every_problem_is_reported_at_once_with_its_place():
         ("run: {seed: 1, seed: 2}", "run.seed is given twice"),
         ("model: {n_heads: 0}", "must be at least 1"),
         ("model: {n_heads: 2.5}", "must be a whole number"),
-        ("train: {optim: {momentum: 2}}", "must be from 0 to 1"),
+        ("train: {optim: {momentum: 2}}", "must be from 0 to 0.9999"),
         ("train: {optim: {lr: .nan}}", "must be finite"),
         ("train: {optim: {lr: true}}", "must be a number"),
         ("model: {qk_norm: maybe}", "must be true or false"),
@@ -65,6 +65,8 @@ def test_every_problem_is_reported_at_once_with_its_place():
         ("model: {max_seq_len: 64}\ndata: {seq_len: 65}", "beyond model.max_seq_len=64"),
         ("train: {batch_size: 6, accumulate: 4}", "not a multiple of train.accumulate"),
         ("train: {budget: soon}", "train.budget='soon' is not a time"),
+        ("eval: {save_every: 0}", "eval.save_every='0' is not a time"),
+        ("data: {valid: '-'}", "cannot be standard input"),
         ("eval: {save_every: 5x}", "eval.save_every='5x' is not a time"),
     ],
 )
