@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import ResourceError
 from engine.files import flush, point, sha256, write_whole
 
 
@@ -27,7 +28,7 @@ def test_a_failing_write_leaves_the_old_content(tmp_path, monkeypatch, broken):
     write_whole(file, "old")
     with monkeypatch.context() as patch:
         patch.setattr(os, broken, fail)
-        with pytest.raises(OSError, match="the disk is gone"):
+        with pytest.raises(ResourceError, match="the disk is gone"):
             write_whole(file, "new")
     assert file.read_text() == "old"
     write_whole(file, "newer")
