@@ -2,12 +2,13 @@
 
     lm train stdlib train.budget=5m      12 steps measured → 640 planned → schedule ends in time
 
-The plan is a file of the run, so a resumed run follows the same plan to the bit. A warm-up–stable–
-decay schedule is corrected once, half-way through its stable part, when the machine turned out
-faster or slower; its past steps do not depend on the total, so nothing is falsified.
+The plan is a file of the run, so a resumed run follows the same plan to the bit. A machine that
+turns out faster or slower corrects it, as long as a warm-up–stable–decay schedule is in its stable
+part, where past steps do not depend on the total. Once the rate falls, the number of steps stands.
 """
 
 import json
+import math
 import statistics
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -19,7 +20,8 @@ from engine.recipe import duration
 
 MEASURED = 12  # steps before the first plan
 WARM_UP = 3  # of them, left out: first-touch memory, lazy initialisation
-WINDOW = 100  # the newest steps, which a correction is based on
+WINDOW = 50  # the newest steps, which a correction is based on
+CORRECTIONS = 8  # at most, of the first plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +61,15 @@ class Planner:
             return False
         if not self.plans:  # also when a process died between a step and its plan
             return step >= MEASURED and len(self.recent) >= MEASURED
-        return step == self._correction(step)
-
-    def _correction(self, step: int) -> int | None:
-        """Return the step half-way through the stable part, where the first plan is corrected."""
-        earlier = [plan for plan in self.plans if plan.at < step]
-        if self.config.schedule.name != "wsd" or len(earlier) != 1:
-            return None
-        stable = round(earlier[0].steps * (1 - self.config.schedule.decay))
-        return stable // 2 if stable // 2 > 2 * MEASURED else None
+        if self.config.schedule.name != "wsd" or len(self.recent) < MEASURED:
+            return False
+        first, newest = self.plans[0], self.plans[-1]
+        interval = max(
+            MEASURED, round(first.steps * (1 - self.config.schedule.decay) / CORRECTIONS)
+        )
+        # With room for a total that shrinks: the rate must not have begun to fall under it either.
+        stable = 0.8 * newest.steps * (1 - self.config.schedule.decay)
+        return step >= newest.at + interval and step < stable
 
     def observe(self, seconds: float) -> None:
         """Note how long a step took."""
@@ -83,7 +85,10 @@ class Planner:
         steady = list(self.recent)[WARM_UP:] if len(self.recent) == MEASURED else self.recent
         each = statistics.fmean(steady) + extra
         left = duration(self.config.budget) - elapsed - other
-        plan = Plan(at=step, steps=step + max(1, int(left / each)), seconds_per_step=each)
+        steps = step + max(1, int(left / each))
+        if self.plans:  # what is behind stays behind the point where the rate falls
+            steps = max(steps, math.ceil(step / (1 - self.config.schedule.decay)) + 1)
+        plan = Plan(at=step, steps=steps, seconds_per_step=each)
         self.plans.append(plan)
         write_whole(self.path, json.dumps([asdict(each) for each in self.plans]) + "\n")
         return plan

@@ -40,7 +40,7 @@ from engine.train.log import MetricsLog
 from engine.train.loop import TrainStep, train
 from engine.train.loss import next_token_loss
 from engine.train.optim import Optimizers
-from engine.train.plan import MEASURED, Plan, Planner
+from engine.train.plan import Plan, Planner
 from engine.train.prepare import (
     Data,
     Doing,
@@ -188,6 +188,7 @@ class _Run:
         self.step: int = state.get("step", 0)
         self.tokens: int = state.get("tokens", 0)
         self.best: float | None = state.get("best")
+        self.each_evaluation = 0.0  # seconds
         self.score: tuple[int, float | None] = (-1, None)  # the newest evaluation's step and figure
         self.elapsed: float = state.get("seconds", 0.0)  # of earlier processes
         self.began = time.perf_counter()
@@ -249,20 +250,25 @@ class _Run:
         planner, total = self.planner, self.planner.steps(self.step)
         planner.observe(event.seconds)
         if planner.due(self.step):
-            # An evaluation is measured too: it is part of what the budget has to hold.
-            before = self.seconds()
-            yield from self._evaluate()
-            each, every = self.seconds() - before, self.recipe.eval.every
-            left = EVALUATIONS - 1 if self.step <= MEASURED else EVALUATIONS // 2
-            other, extra = (0.0, each / every) if every else (left * each, 0.0)
-            yield planner.decide(self.step, self.seconds(), other, extra)
-        elif self.step < total and self._evaluation_due(total):
+            if not planner.plans:  # an evaluation is measured too: the budget has to hold some
+                before = self.seconds()
+                yield from self._evaluate()
+                self.each_evaluation = self.seconds() - before
+            each, every = self.each_evaluation, self.recipe.eval.every
+            left = EVALUATIONS * (1 - self.seconds() / duration(self.recipe.train.budget))
+            other, extra = (0.0, each / every) if every else (max(0.0, left) * each, 0.0)
+            plan = planner.decide(self.step, self.seconds(), other, extra)
+            total = plan.steps
+            yield plan
+        if self.step < total and self._evaluation_due(total):
             yield from self._evaluate()
         if self.step < total and self._save_due():
             yield from self._save(best=False)
 
     def _evaluation_due(self, total: int) -> bool:
-        if any(plan.at == self.step for plan in self.planner.plans):
+        if self.step == self.score[0]:
+            return False
+        if [plan.at for plan in self.planner.plans[:1]] == [self.step]:
             return True  # a resumed run repeats the evaluation that its plan was made with
         every = self.recipe.eval.every
         if not every:

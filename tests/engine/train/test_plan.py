@@ -55,7 +55,22 @@ def test_the_correction_comes_before_anything_falls(tmp_path):
     planner = measured(tmp_path, 0.1, budget="100s", schedule=ScheduleConfig(decay=0.6))
     steps = planner.decide(MEASURED, elapsed=0, other=0).steps
     due = [step for step in range(MEASURED + 1, steps) if planner.due(step)]
-    assert len(due) == 1 and due[0] < steps * 0.4
+    assert due and due[-1] < steps * 0.4
+
+
+def test_a_machine_that_slows_down_is_followed(tmp_path):
+    """Four times slower from the first plan on: the later plans shrink the run to fit."""
+    planner = measured(tmp_path, 0.1, budget="200s", schedule=ScheduleConfig(decay=0.5))
+    first = planner.decide(MEASURED, elapsed=2, other=0).steps
+    step, elapsed = MEASURED, 2.0
+    while step < planner.steps(step):
+        step, elapsed = step + 1, elapsed + 0.4
+        planner.observe(0.4)
+        if planner.due(step):
+            before = planner.steps(step)
+            planner.decide(step, elapsed, other=0)
+            assert step < 0.5 * min(before, planner.steps(step)), "the rate had begun to fall"
+    assert step < first / 2 and elapsed < 230
 
 
 def test_a_cosine_is_never_corrected(tmp_path):
