@@ -1,5 +1,7 @@
 """The `lm` program: registers the commands, turns errors into one line and an exit code."""
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -60,9 +62,23 @@ def _root(
     pass
 
 
+def _prepare_process() -> None:
+    """Give a process without some stream a silent one, and let Ctrl-C end it without a traceback.
+
+    A KeyboardInterrupt in the middle of importing torch leaves a trail of half-made modules.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, "r" if name == "stdin" else "w"))
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `lm` with `argv` (default: the process's own); always ends in SystemExit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _prepare_process()
     try:
         app(arguments)
     except EngineError as error:

@@ -67,26 +67,31 @@ def the_model(name: str | None, holding: str = "config.json") -> Path:
 
 
 def read_input(text: str | None, file: Path | None) -> bytes:
-    """Return the text a command works on: argument, -f FILE, `-` or a pipe; argument after pipe.
+    """Return the text a command works on: -f FILE or a pipe, then the argument, if both are given.
+
+    Between the two goes one empty line. `-` as argument or file is the pipe.
 
     Raises: RecipeError if there is none; DataError if the file cannot be read.
     """
     from engine.errors import DataError
 
+    argument = None if text in (None, "-") else text.encode("utf-8", "surrogateescape")
     if file is not None and str(file) != "-":
         try:
-            given = file.read_bytes()
+            before = file.read_bytes()
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from None
-        return given + (text.encode("utf-8", "surrogateescape") if text else b"")
-    argument = None if text in (None, "-") else text
-    if text == "-" or file is not None or (piped() and argument is None):
-        return sys.stdin.buffer.read()
-    if argument is None:
+    elif piped():
+        before = sys.stdin.buffer.read()
+    elif text == "-" or file is not None:
+        before = sys.stdin.buffer.read()  # typed by hand, up to Ctrl-D
+    elif argument is None:
         raise RecipeError("no text given: pass it as an argument, with -f FILE, or through a pipe")
-    before = sys.stdin.buffer.read() if piped() else b""
-    joint = b"\n\n" if before else b""
-    return before.rstrip(b"\n") + joint + argument.encode("utf-8", "surrogateescape")
+    else:
+        before = b""
+    if argument is None:
+        return before
+    return before.rstrip(b"\n") + b"\n\n" + argument if before else argument
 
 
 def load_recipe(name: str, overrides: list[str] | None):  # -> Recipe, imported late

@@ -3,6 +3,7 @@
 Off a terminal there is no colour and no animation. Numbers are written one way everywhere.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -63,7 +64,8 @@ def emit_json(schema: str, value: Mapping[str, Any]) -> None:
 def say(text: str, quiet: bool = False) -> None:
     """Write one plain line to stderr."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a full disk for talk is no reason to stop the work
+            print(text, file=sys.stderr, flush=True)
 
 
 def console(stderr: bool = False) -> "Console":

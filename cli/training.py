@@ -1,6 +1,7 @@
 """Showing a training run: live on a terminal, a line per interval elsewhere, JSON on request."""
 
 import contextlib
+import os
 import signal
 import statistics
 import sys
@@ -23,10 +24,10 @@ CURVE = 1000  # points of the loss curve that are kept: enough for any terminal
 
 
 class Stop:
-    """A request to stop, from Ctrl-C or SIGTERM.
+    """A request to stop, from Ctrl-C, SIGTERM or a closed terminal.
 
     While steps are taken (`armed`) the first signal asks the run to finish its step and save; at
-    any other time, and the second time, it ends the program as usual.
+    any other time, and the second time, it ends the program at once.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,8 @@ class Stop:
         self.asked = False
 
     def __enter__(self) -> "Stop":
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self.before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,7 +45,7 @@ class Stop:
 
     def _ask(self, number: int, frame: object) -> None:
         if self.asked or not self.armed:
-            raise KeyboardInterrupt
+            os._exit(128 + number)
         self.asked = True
         say("\nstopping after this step; again to stop at once")
 
@@ -130,13 +132,14 @@ def show_run(
 
         live = Live(console=screen, auto_refresh=False)
     last: Event | None = None
-    shown = 0.0
+    shown, gone = 0.0, False
     with live or contextlib.nullcontext():
         for event in events:
             progress.take(event)
             stop.armed = _is_stepping(event)
             if as_json:
-                _json(event)
+                gone = gone or not _json(event)
+                stop.asked = stop.asked or gone  # nobody reads any more: stop, but save
             elif not quiet and isinstance(event, Evaluated) and not event.final:
                 progress.sample = _sample(progress)
             if live and (time.perf_counter() - shown > REFRESH or not isinstance(event, TrainStep)):
@@ -150,6 +153,8 @@ def show_run(
             emit_json("train/stopped", {"step": last.step, "folder": str(last.folder)})
         say(f"stopped at step {last.step}, saved {last.folder}/last")
         say(f"continue with: {command} --resume")
+        if gone:
+            raise SystemExit(128 + signal.SIGPIPE)
         return False
     assert isinstance(last, Finished)
     report(last, progress, as_json=as_json, quiet=quiet)
@@ -191,8 +196,16 @@ def _plain(event: Event, progress: Progress) -> None:
             say(f"  sample: {progress.sample!r}")
 
 
-def _json(event: Event) -> None:
-    """Write one event as a JSON line."""
+def _json(event: Event) -> bool:
+    """Write one event as a JSON line; returns whether somebody still reads them."""
+    try:
+        _emit_event(event)
+    except SystemExit:
+        return False
+    return True
+
+
+def _emit_event(event: Event) -> None:
     if isinstance(event, TrainStep):
         row = {"step": event.step, "loss": event.loss, "lr": event.lr}
         emit_json("train/step", row | {"grad_norm": event.grad_norm, "seconds": event.seconds})
@@ -314,6 +327,7 @@ def report(finished: Finished, progress: Progress, *, as_json: bool, quiet: bool
                 "bits_per_byte": score.bits_per_byte,
                 "loss": score.loss,
                 "held_out_bytes": score.bytes,
+                "left_out": data.dropped,
                 "parameters": progress.prepared.parameters,
                 "peak_memory": finished.peak_memory,
                 "baselines": {row.name: row.bits_per_byte for row in rows},

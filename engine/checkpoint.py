@@ -147,6 +147,8 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
     Raises: CheckpointError naming the file that is missing, cut short or changed.
     """
     manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or "step" not in manifest or not manifest.get("files"):
+        raise CheckpointError(f"{folder}/manifest.json: not a manifest; use another checkpoint")
     for name, expected in manifest.get("files", {}).items() if verify else ():
         file = folder / name
         if not file.is_file():

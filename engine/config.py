@@ -25,14 +25,14 @@ class RunConfig:
     """Where a run lives and what it runs on."""
 
     name: str = setting("", "folder under checkpoints/ to write to; empty takes the recipe's name")
-    seed: int = setting(1337, "fixes weights, data order and dropout", low=0)
+    seed: int = setting(1337, "fixes weights, data order and dropout", low=0, high=2**62)
     device: Literal["auto", "cpu", "cuda", "mps"] = setting(
         "auto", "where to compute; auto takes cuda, then mps, then cpu"
     )
     dtype: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "matmul precision; auto takes bf16 where the hardware multiplies it natively"
     )
-    threads: int = setting(0, "CPU threads; 0 takes one per core", low=0)
+    threads: int = setting(0, "CPU threads; 0 takes one per core", low=0, high=1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

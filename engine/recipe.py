@@ -40,7 +40,7 @@ def load(text: str, where: str, overrides: typing.Sequence[str] = ()) -> Recipe:
     values: dict[str, tuple[Any, str]] = {}  # dotted key → (value, where it was said)
     try:
         root = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or "cannot be read"
@@ -177,6 +177,8 @@ def _cross_check(recipe: Recipe) -> None:
             f"train.batch_size={recipe.train.batch_size} is not a multiple of train.accumulate="
             f"{recipe.train.accumulate}"
         )
+    if "/" in recipe.run.name or recipe.run.name in (".", ".."):
+        problems.append(f"run.name={recipe.run.name!r} is not a plain name; use -o for a folder")
     if recipe.data.valid == "-":
         problems.append("data.valid cannot be standard input; give a file")
     for key, value in (

@@ -23,6 +23,9 @@ def find(name: str, root: Path, holding: str = "config.json") -> Path:
     Raises: CheckpointError listing the names there are.
     """
     for base in (Path(name).expanduser(), root / name):
+        for link in (base / "best", base / "last"):
+            if link.is_symlink() and not link.exists():
+                raise CheckpointError(f"{link} names {link.readlink()}, which is gone")
         for candidate in (base, base / "best", base / "last"):
             if (candidate / holding).is_file():
                 return candidate

@@ -1,5 +1,6 @@
 """`lm generate`: continue a prompt, streaming."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -30,7 +31,9 @@ def generate(
     repetition_penalty: Annotated[
         Optional[float], typer.Option(min=0.01, help="Above 1: tokens seen become less likely.")
     ] = None,
-    seed: Annotated[Optional[int], typer.Option(min=0, help="Same seed, same text.")] = None,
+    seed: Annotated[
+        Optional[int], typer.Option(min=0, max=2**62, help="Same seed, same text.")
+    ] = None,
     stop: Annotated[
         Optional[list[str]], typer.Option("--stop", help="End before this text; repeatable.")
     ] = None,
@@ -60,6 +63,16 @@ def generate(
     from cli.options import read_input, the_model
     from engine.errors import RecipeError
 
+    for name, value in (
+        ("temperature", temperature),
+        ("top-p", top_p),
+        ("min-p", min_p),
+        ("repetition-penalty", repetition_penalty),
+    ):
+        if value is not None and not math.isfinite(value):
+            raise RecipeError(f"--{name} {value} is not a number to compute with")
+    if "" in (stop or []):
+        raise RecipeError("--stop '' would end before the first token; leave it out")
     if logprobs is not None and not as_json:
         raise RecipeError("--logprobs shows its figures in --json output; add --json")
     wishes = {

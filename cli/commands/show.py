@@ -71,7 +71,7 @@ def show(
         f" {manifest.get('train_seconds') or 0:,.0f} s"
     )
     if manifest.get("valid_bpb"):
-        out.print(f"held-out   {manifest['valid_bpb']:.4f} bits per byte")
+        out.print(f"held-out   {manifest['valid_bpb']:.4f} bits per byte, as scored on the way")
     for key, value in _differences(folder):
         out.print(f"recipe     {key} = {value}")
     parent = manifest.get("parent")

@@ -31,9 +31,11 @@ def tokenize(
     """
     from cli.options import read_input, the_model
     from cli.render import console, emit, emit_bytes, emit_json, say
-    from engine.errors import DataError
+    from engine.errors import DataError, RecipeError
     from engine.text.tokenizer import load_tokenizer
 
+    if ids + decode + as_json > 1:
+        raise RecipeError("--ids, --decode and --json exclude each other; choose one")
     direct = Path(model) if model and model.endswith(".json") else None
     tokenizer = load_tokenizer(direct or the_model(model, "tokenizer.json"))
     data = read_input(text, file)

@@ -49,8 +49,9 @@ def train_tokenizer(
     if piped:
         piped.unlink()
     found = train[1]
+    used = found.documents - found.held_out * found.splits_by_name
     if as_json:
         facts = {"folder": str(out), "vocab_size": tokenizer.vocab_size}
-        emit_json("train-tokenizer", facts | {"documents": found.documents, "bytes": found.bytes})
-    say(f"learned {tokenizer.vocab_size:,} tokens from {found.documents:,} documents of {source}")
+        emit_json("train-tokenizer", facts | {"documents": used, "bytes": found.bytes})
+    say(f"learned {tokenizer.vocab_size:,} tokens from {used:,} documents of {source}")
     say(f'saved {out}/tokenizer.json · try: lm tokenize "Hello" -m {out}')

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from engine.config import TokenizerConfig
 from engine.errors import CheckpointError, DataError
+from engine.files import write_whole
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
@@ -132,7 +133,7 @@ class Tokenizer:
 
     def save(self, folder: Path, max_seq_len: int) -> None:
         """Write tokenizer.json and tokenizer_config.json, as Hugging Face folders hold them."""
-        (folder / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
+        write_whole(folder / "tokenizer.json", self.to_json())
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": END_OF_TEXT,
@@ -142,8 +143,7 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "model_max_length": max_seq_len,
         }
-        text = json.dumps(config, indent=2) + "\n"
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
 
 class StreamDecoder:

@@ -21,6 +21,7 @@ from engine.text.tokenizer import Tokenizer
 
 ROWS = 8  # windows scored at a time
 SPAN = 1 << 14  # tokens looked at for a document's end
+LEAST = 64  # tokens scored of a document, however small the share
 CHUNK = 1024  # positions whose logits exist at once
 
 
@@ -82,10 +83,13 @@ def score(
     context: int,
     stride: int,
     max_bytes: int | None = None,
+    share: float = 1.0,
 ) -> Score:
     """Score a token stream document by document, the first `max_bytes` bytes of it or all.
 
-    Each document is predicted from an end-of-text token on, so its first token counts too.
+    With a `share` below 1, only that part of each document, its beginning, is scored: a quick look
+    at all of them says more than a long one at the first few. Each document is predicted from an
+    end-of-text token on, so its first token counts too.
     """
     model.eval()
     device = model.embed_tokens.weight.device
@@ -93,6 +97,7 @@ def score(
     rows: list[tuple[np.ndarray, np.ndarray]] = []  # inputs and targets of one window
     size = count = 0
     for document in documents(tokens, tokenizer.end_of_text):
+        document = document[: max(LEAST, math.ceil(share * len(document)))]
         if max_bytes is not None:
             fitting = np.searchsorted(
                 piece_bytes[document].cumsum(), max_bytes - size, side="right"

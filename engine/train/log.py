@@ -69,7 +69,8 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            row["step"]
+            if not isinstance(row["step"], int):
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
                 raise DataError(f"{path}:{number}: not a metrics line: {line[:60]!r}") from None

@@ -81,6 +81,8 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool, force: bool) -> Save
         )
     tidy(folder)
     last = folder / "last"
+    if last.is_symlink() and not last.exists():
+        raise CheckpointError(f"{last} names {last.readlink()}, which is gone; start over: --force")
     if not last.exists():
         return None  # stopped before its first checkpoint: start again, to the same result
     checkpoint.read_manifest(last)

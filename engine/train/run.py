@@ -287,7 +287,8 @@ class _Run:
         """Score a part of the held-out text; save if the figure is the best so far."""
         settings = self.recipe.eval
         context = settings.seq_len or self.recipe.data.seq_len
-        result = self._score(self.model, context, settings.bytes)
+        share = min(1.0, settings.bytes / self.prepared.data.shards.valid.bytes)
+        result = self._score(self.model, context, settings.bytes, share)
         self.score = (self.step, result.bits_per_byte)
         best = self.best is None or result.bits_per_byte < self.best
         if best:
@@ -297,11 +298,17 @@ class _Run:
         if best:
             yield from self._save(best=True)
 
-    def _score(self, model: Transformer, stride: int, max_bytes: int) -> Score:
+    def _score(self, model: Transformer, stride: int, max_bytes: int, share: float = 1.0) -> Score:
         context = self.recipe.eval.seq_len or self.recipe.data.seq_len
         tokenizer = self.prepared.data.tokenizer
         return score(
-            model, tokenizer, self.valid, context=context, stride=stride, max_bytes=max_bytes
+            model,
+            tokenizer,
+            self.valid,
+            context=context,
+            stride=stride,
+            max_bytes=max_bytes,
+            share=share,
         )
 
     def _log_score(self, step: int, result: Score, final: bool) -> None:

@@ -66,6 +66,7 @@ def test_every_problem_is_reported_at_once_with_its_place():
         ("train: {batch_size: 6, accumulate: 4}", "not a multiple of train.accumulate"),
         ("train: {budget: soon}", "train.budget='soon' is not a time"),
         ("eval: {save_every: 0}", "eval.save_every='0' is not a time"),
+        ("run: {name: ../x}", "not a plain name"),
         ("data: {valid: '-'}", "cannot be standard input"),
         ("eval: {save_every: 5x}", "eval.save_every='5x' is not a time"),
     ],
@@ -92,8 +93,11 @@ def test_an_empty_recipe_is_the_defaults():
 @given(
     st.fixed_dictionaries(
         {
-            "run.seed": st.integers(0, 2**40),
-            "run.name": st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=8),
+            "run.seed": st.integers(0, 2**62),
+            "run.name": st.text(
+                st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="./"),
+                max_size=8,
+            ),
             "train.optim.lr": st.floats(0, 1e9, allow_nan=False),
             "model.qk_norm": st.booleans(),
             "eval.prompt": st.text(st.characters(blacklist_categories=("Cs",)), max_size=20),

@@ -78,6 +78,16 @@ def test_max_bytes_takes_a_prefix_and_counts_it(tokenizer):
     assert 240 <= part.bytes <= 250 < whole.bytes
 
 
+def test_a_share_looks_at_every_document(tokenizer):
+    texts = [TEXT[:2000], TEXT[2000:3000]]
+    tokens = stream(tokenizer, texts)
+    part = score(make_model(), tokenizer, tokens, context=64, stride=64, share=0.5)
+    lengths = [math.ceil(len(tokenizer.encode(text)) / 2) for text in texts]
+    assert part.tokens == sum(lengths)
+    # Less than 64 tokens of a document say nothing: a tiny share takes these.
+    assert score(make_model(), tokenizer, tokens, context=64, stride=64, share=1e-9).tokens == 128
+
+
 def test_a_uniform_model_costs_log2_v_per_token(tokenizer):
     model = make_model()
     model.lm_head.weight.data.zero_()
