@@ -23,7 +23,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def orthogonalize(G: Tensor, steps: int = 5) -> Tensor:
     """Push all singular values of a stack of matrices to about one, by Newton–Schulz iteration.
 
-    Shapes: (..., rows, columns) → the same; fp32 on CPU, bf16 on accelerators.
+    Shapes: (matrices, rows, columns) → the same; fp32 on CPU, bf16 on accelerators.
     """
     a, b, c = NEWTON_SCHULZ
     X = G.float() if G.device.type == "cpu" else G.bfloat16()
@@ -31,9 +31,9 @@ def orthogonalize(G: Tensor, steps: int = 5) -> Tensor:
     if tall:
         X = X.mT
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for _ in range(steps):  # X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return (X.mT if tall else X).to(G.dtype)
 
 
