@@ -14,7 +14,7 @@ setup: .venv/installed
 
 demo: setup            ## train the default recipe on real text and generate from it
 	test -e checkpoints/stdlib/best || $(BIN)/lm train stdlib
-	$(BIN)/lm generate "def read_" -m stdlib --max-tokens 120 --temperature 0.6 --seed 1 </dev/null
+	$(BIN)/lm generate "    def close(self):" -m stdlib --max-tokens 100 --temperature 0.5 --seed 1 </dev/null
 
 test: setup            ## the default suite, a few minutes on two cores
 	$(BIN)/python -m pytest -q --durations=10 -m "not slow"

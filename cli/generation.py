@@ -42,8 +42,8 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     model, tokenizer = load_model(request.folder, pick_device(request.device))
     settings = dataclasses.replace(sample_defaults(request.folder), **request.wishes)
     context = model.config.max_seq_len
-    # A document starts after an end-of-text token in training, so a prompt does here.
-    whole = [tokenizer.end_of_text, *tokenizer.encode_bytes(request.prompt)]
+    # Nothing goes before the prompt: it need not be the beginning of a document.
+    whole = tokenizer.encode_bytes(request.prompt)
     if "max_tokens" not in request.wishes and len(whole) < context:
         # Nobody asked for this length: the checkpoint's default gives way to the context.
         room = context - len(whole)

@@ -255,7 +255,7 @@ def _sample(progress: Progress) -> str:
     from dataclasses import replace
 
     model, tokenizer = prepared.model.eval(), prepared.data.tokenizer
-    prompt = [tokenizer.end_of_text, *tokenizer.encode(prepared.recipe.eval.prompt)]
+    prompt = tokenizer.encode(prepared.recipe.eval.prompt)
     room = min(40, model.config.max_seq_len - len(prompt))
     if room < 1:
         return ""

@@ -275,6 +275,8 @@ class _Run:
             if not self.planner.known(self.step):
                 return False
             every = max(1, round(total / EVALUATIONS))
+            if total - self.step < every / 2:  # the end brings one anyway
+                return False
         return self.step % every == 0
 
     def _save_due(self) -> bool:
