@@ -80,7 +80,7 @@ def read_input(text: str | None, file: Path | None) -> bytes:
         try:
             before = file.read_bytes()
         except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
     elif piped():
         before = sys.stdin.buffer.read()
     elif text == "-" or file is not None:

@@ -119,4 +119,4 @@ def write_picture(curves: Sequence[Curve], path: Path, x_label: str, y_label: st
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
+        raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -34,7 +34,7 @@ def emit_bytes(data: bytes) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise SystemExit(128 + signal.SIGPIPE) from None
-        raise ResourceError(f"cannot write to stdout: {error.strerror}") from None
+        raise ResourceError(f"cannot write to stdout: {error.strerror or error}") from None
 
 
 class _Stdout(io.TextIOBase):

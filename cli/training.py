@@ -312,7 +312,9 @@ def report(finished: Finished, progress: Progress, *, as_json: bool, quiet: bool
 
     assert progress.prepared
     data = progress.prepared.data
-    seen = not quiet or as_json  # the compressors take seconds
+    seen = not quiet or as_json  # the compressors take a while
+    if seen:
+        say("comparing with compressors …", quiet)
     rows = list(baselines(data.shards, data.tokenizer, finished.score.bytes)) if seen else []
     score = finished.score
     if as_json:

@@ -67,7 +67,7 @@ def hold(folder: Path) -> Iterator[None]:
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise ResourceError(
-            f"{folder}: cannot create a run here: {error.strerror}; choose another folder with -o"
+            f"{folder}: cannot create a run here: {error.strerror or error}; choose another folder with -o"
         ) from None
     with lock:
         try:
@@ -91,7 +91,7 @@ def delete_run(folder: Path) -> None:
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise ResourceError(f"{path}: cannot be removed: {error.strerror}") from None
+            raise ResourceError(f"{path}: cannot be removed: {error.strerror or error}") from None
 
 
 def tidy(folder: Path) -> None:

@@ -40,7 +40,7 @@ def train_tokenizer(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"{out}: cannot be written: {error.strerror}") from None
+        raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
     piped = spool(sys.stdin.buffer, out / "stdin") if source == "-" else None
     train = scan(open_corpus(source, recipe.data, piped), recipe.data.holdout)
     texts = (p.text for side, p in sides(train, None, recipe.data.holdout) if side == "train")

@@ -95,7 +95,7 @@ def spool(stdin: BinaryIO | None, file: Path) -> Path:
         os.replace(temporary, file)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ResourceError(f"{file}: cannot be written: {error.strerror}") from None
+        raise ResourceError(f"{file}: cannot be written: {error.strerror or error}") from None
     return file
 
 

@@ -94,7 +94,7 @@ def pack(
                     yield from _write_shards(writer, train, valid, one_in, rule)
         except OSError as error:
             raise ResourceError(
-                f"{folder}: cannot write token shards: {error.strerror}; free some space or choose"
+                f"{folder}: cannot write token shards: {error.strerror or error}; free some space or choose"
                 " another folder with --cache"
             ) from None
     meta = json.loads(made.read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ import numpy as np
 from engine.data.pack import Shards
 from engine.text.tokenizer import Tokenizer
 
-PRIME_BYTES = 64 << 20  # most training text that a compressor is primed with: xz's window
+PRIME_BYTES = 16 << 20  # most training text that a compressor is primed with: half a minute of xz
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

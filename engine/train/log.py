@@ -28,7 +28,7 @@ class MetricsLog:
             write_whole(path, "".join(map(_line, kept)))
             self.file: IO[str] = path.open("a", encoding="utf-8")
         except OSError as error:
-            raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
+            raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None
         self.path = path
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -38,7 +38,7 @@ class MetricsLog:
             self.file.flush()
         except OSError as error:
             raise ResourceError(
-                f"{self.path}: cannot be written: {error.strerror}; the last checkpoint is whole,"
+                f"{self.path}: cannot be written: {error.strerror or error}; the last checkpoint is whole,"
                 " make room and --resume"
             ) from None
 
