@@ -67,7 +67,8 @@ def hold(folder: Path) -> Iterator[None]:
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise ResourceError(
-            f"{folder}: cannot create a run here: {error.strerror or error}; choose another folder with -o"
+            f"{folder}: cannot create a run here: {error.strerror or error}; choose another"
+            " folder with -o"
         ) from None
     with lock:
         try:

@@ -94,8 +94,8 @@ def pack(
                     yield from _write_shards(writer, train, valid, one_in, rule)
         except OSError as error:
             raise ResourceError(
-                f"{folder}: cannot write token shards: {error.strerror or error}; free some space or choose"
-                " another folder with --cache"
+                f"{folder}: cannot write token shards: {error.strerror or error}; free some"
+                " space or choose another folder with --cache"
             ) from None
     meta = json.loads(made.read_text(encoding="utf-8"))
     train_split, valid_split = Split(**meta["train"]), Split(**meta["valid"])

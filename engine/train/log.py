@@ -38,8 +38,8 @@ class MetricsLog:
             self.file.flush()
         except OSError as error:
             raise ResourceError(
-                f"{self.path}: cannot be written: {error.strerror or error}; the last checkpoint is whole,"
-                " make room and --resume"
+                f"{self.path}: cannot be written: {error.strerror or error}; the last checkpoint"
+                " is whole, make room and --resume"
             ) from None
 
     def sync(self) -> None:
