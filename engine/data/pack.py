@@ -24,7 +24,7 @@ from engine.files import write_whole
 from engine.text.tokenizer import Tokenizer
 
 LAYOUT = 1  # raise when the files' meaning changes: old shards are then made anew
-BATCH_BYTES = 8 << 20  # text encoded at a time: bounds memory, feeds all cores
+BATCH_BYTES = 2 << 20  # text encoded at a time: bounds memory, feeds all cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

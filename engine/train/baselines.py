@@ -16,6 +16,7 @@ import numpy as np
 from engine.data.pack import Shards
 from engine.text.tokenizer import Tokenizer
 
+CHUNK = 1 << 18  # tokens turned into Python numbers at a time
 PRIME_BYTES = 16 << 20  # most training text that a compressor is primed with: half a minute of xz
 
 
@@ -46,7 +47,9 @@ def baselines(shards: Shards, tokenizer: Tokenizer, valid_bytes: int) -> Iterato
 
 def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> bytes:
     """Return the bytes that tokens spell, without end-of-text marks."""
-    return tokenizer.decode_bytes(tokens[tokens != tokenizer.end_of_text].tolist())
+    parts = (tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK))
+    end = tokenizer.end_of_text
+    return b"".join(tokenizer.decode_bytes(part[part != end].tolist()) for part in parts)
 
 
 def unigram(train: bytes, valid: bytes) -> float:
