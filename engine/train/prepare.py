@@ -61,6 +61,7 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool, force: bool) -> Save
     if force or (not has_begun(folder) and not (resume and written.is_file())):
         if resume:
             raise RecipeError(f"{folder} holds no run to resume; leave --resume out to start one")
+        _refuse_foreign(folder)
         create_run(folder, dump(recipe))
         return None
     if not resume:
@@ -87,6 +88,25 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool, force: bool) -> Save
         return None  # stopped before its first checkpoint: start again, to the same result
     checkpoint.read_manifest(last)
     return SavedRun(last.resolve(), checkpoint.read_json(last / "state" / "state.json"))
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse to clear a folder whose files carry our names but are the user's own.
+
+    Raises: RecipeError naming the file.
+    """
+    if has_begun(folder):
+        return
+    written, tokenizer = folder / "recipe.yaml", folder / "tokenizer.json"
+    foreign = tokenizer if tokenizer.exists() and not written.exists() else None
+    if written.exists():  # a failed start left exactly what `dump` writes
+        text = written.read_text(encoding="utf-8", errors="replace")
+        try:
+            foreign = None if dump(load(text, str(written))) == text else written
+        except RecipeError:
+            foreign = written
+    if foreign:
+        raise RecipeError(f"{foreign} is not a run's and would be lost; choose another -o")
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

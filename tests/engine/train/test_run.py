@@ -176,6 +176,24 @@ def test_a_run_is_not_overwritten(tmp_path):
         train(tmp_path, "run")
 
 
+@pytest.mark.parametrize("options", [{}, {"force": True}])
+def test_files_of_the_user_are_not_taken_for_a_run(tmp_path, options):
+    """`lm train exp/recipe.yaml -o exp` once replaced the recipe it was given."""
+    for name, text in (("recipe.yaml", "# mine\nrun: {seed: 3}\n"), ("tokenizer.json", "{}")):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(RecipeError, match="would be lost"):
+            train(tmp_path, folder.name, until=1, **options)
+        assert (folder / name).read_text() == text
+
+
+def test_a_failed_start_is_replaced(tmp_path):
+    with pytest.raises(DataError):
+        train(tmp_path, "run", "data.train=/nowhere")
+    assert train(tmp_path, "run", until=1)
+
+
 def test_resuming_another_recipe_is_refused_with_the_difference(tmp_path):
     train(tmp_path, "run", until=6)
     with pytest.raises(RecipeError, match=r"train\.optim\.lr was 0\.015, is 0\.5"):
