@@ -32,7 +32,8 @@ class Guard:
         self.tokenizer = tokenizer
         self.ids = {token: token_id for token_id, token in tokenizer.special.items() if token}
         self.lengths = sorted({len(token) for token in self.ids}, reverse=True)
-        self.first = re.compile("|".join(map(re.escape, {token[0] for token in self.ids})) or "$.")
+        openings = sorted({token[:3] for token in self.ids})  # few, and rare in text
+        self.opening = re.compile("|".join(map(re.escape, openings)) or "$.")
         self.special = "\n".join(self.ids)
         # JSON escapes quotes and backslashes, and templates trim spaces: these stay as they are.
         alphabet = sorted(c for c in set(self.special) if not (c.isspace() or c in '"\\'))
@@ -77,7 +78,7 @@ class Guard:
         """Return where `text` reads as a control token: the first of all, the longest there."""
         found = []
         at = 0
-        while match := self.first.search(text, at):
+        while match := self.opening.search(text, at):
             start = at = match.start()
             pieces = (text[start : start + length] for length in self.lengths)
             token = next(filter(self._is_control, pieces), "")
