@@ -12,12 +12,13 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     D, F, H = config.d_model, config.d_ff, config.head_dim
     q_width, kv_width = config.n_heads * H, config.n_kv_heads * H
     norm = 2 if config.norm == "layernorm" else 1
-    gated = config.activation in ("swiglu", "geglu")
+    gated = config.activation in ("swiglu", "geglu", "geglu_tanh")
     attention = D * (q_width + 2 * kv_width) + q_width * D
     attention += (q_width + 2 * kv_width) * config.attention_bias + D * config.output_bias
     mlp = (3 if gated else 2) * D * F
     mlp += ((2 if gated else 1) * F + D) * config.mlp_bias
-    norms = (4 if config.sandwich_norm else 2) * D * norm + 2 * H * norm * config.qk_norm
+    norms = (4 if config.norm_placement == "sandwich" else 2) * D * norm
+    norms += {"none": 0, "head": 2 * H, "width": q_width + kv_width}[config.qk_norm] * norm
     positions = config.max_seq_len * D if config.position == "learned" else 0
     return {
         "embedding": config.vocab_size * D + positions,

@@ -24,7 +24,7 @@ def show(
     from cli.render import console, count, emit_json, size
     from engine.checkpoint import read_config, read_manifest
     from engine.cost import kv_bytes_per_token, parameters, train_flops
-    from engine.model.families import family_of
+    from engine.model.config_json import family_of
     from engine.runs import find
 
     folder = find(model, CHECKPOINTS)

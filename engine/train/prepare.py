@@ -4,6 +4,7 @@ Next on the arrow: `engine/train/run.py`, which takes the steps.
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool, force: bool) -> Save
         raise CheckpointError(f"{last} names {last.readlink()}, which is gone; start over: --force")
     if not last.exists():
         return None  # stopped before its first checkpoint: start again, to the same result
-    checkpoint.read_manifest(last)
+    checkpoint.read_manifest(last, hash_up_to=math.inf)
     return SavedRun(last.resolve(), checkpoint.read_json(last / "state" / "state.json"))
 
 

@@ -366,7 +366,7 @@ class _Run:
             yield from self._save(best=False)
         yield Doing(what="scoring the held-out text")
         best = (self.folder / "best").resolve()
-        best_step = checkpoint.read_manifest(best, verify=False)["step"]
+        best_step = checkpoint.read_json(best / "manifest.json")["step"]
         model = self.model
         if best_step != self.step:  # the best came before the end, and it is what -m NAME loads
             model, _ = checkpoint.load_model(best, self.model.embed_tokens.weight.device)

@@ -37,10 +37,10 @@ def snapshot(tokenizer, step: int = 1, seed: int = 0, **changes) -> Snapshot:
 SHAPES = [
     {},
     {"tie_embeddings": True},
-    {"qk_norm": False, "n_kv_heads": 2},
+    {"qk_norm": "none", "n_kv_heads": 2},
     {"norm": "layernorm", "position": "learned", "activation": "gelu", "mlp_bias": True},
     {"sliding_window": 8, "full_every": 2},
-    {"logit_softcap": 20.0, "sandwich_norm": True},
+    {"logit_softcap": 20.0, "norm_placement": "sandwich"},
 ]
 
 
@@ -95,7 +95,7 @@ def test_damage_is_found_and_named(tmp_path, tokenizer, name, damage):
 def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, tokenizer):
     folder = save(tmp_path, snapshot(tokenizer), best=True)
     for change, expected in (
-        ({"hidden_size": 64, "head_dim": 8}, "do not fit"),
+        ({"hidden_size": 64, "head_dim": 8}, "asks for"),
         ({"num_hidden_layers": 3}, "lacks"),
     ):
         config = json.loads((folder / "config.json").read_text()) | change

@@ -21,7 +21,7 @@ GPT2 = ModelConfig(
     d_ff=3072,
     max_seq_len=1024,
     norm="layernorm",
-    qk_norm=False,
+    qk_norm="none",
     position="learned",
     activation="gelu",
     attention_bias=True,
@@ -36,7 +36,7 @@ SMOLLM2 = ModelConfig(
     n_heads=9,
     n_kv_heads=3,
     d_ff=1536,
-    qk_norm=False,
+    qk_norm="none",
     tie_embeddings=True,
 )
 QWEN3 = ModelConfig(
@@ -50,7 +50,7 @@ QWEN3 = ModelConfig(
     tie_embeddings=True,
 )
 LLAMA2 = ModelConfig(
-    vocab_size=32000, d_model=4096, n_layers=32, n_heads=32, d_ff=11008, qk_norm=False
+    vocab_size=32000, d_model=4096, n_layers=32, n_heads=32, d_ff=11008, qk_norm="none"
 )
 
 
@@ -69,8 +69,8 @@ def configs(draw) -> ModelConfig:
         max_seq_len=draw(st.integers(1, 30)),
         norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
         norm_eps=draw(st.sampled_from([1e-6, 1e-5, 0.1])),
-        sandwich_norm=draw(st.booleans()),
-        qk_norm=draw(st.booleans()),
+        norm_placement=draw(st.sampled_from(["pre", "post", "sandwich"])),
+        qk_norm=draw(st.sampled_from(["none", "head", "width"])),
         position=draw(st.sampled_from(["rope", "learned", "none"])),
         rope_theta=draw(st.sampled_from([100.0, 10000.0, 1e6])),
         activation=draw(st.sampled_from(["swiglu", "geglu", "gelu", "relu2"])),
@@ -176,7 +176,7 @@ def test_attention_flops_equal_the_visible_pairs(window, full_every, context):
 
 def test_flops_by_hand():
     """Six FLOPs a weight and token in training; the embedding is a look-up and costs none."""
-    config = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_ff=12, qk_norm=False)
+    config = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_ff=12, qk_norm="none")
     weights = 4 * 8 * 8 + 3 * 8 * 12 + 10 * 8
     assert cost.forward_flops(config, 0) == 2 * weights
     assert cost.forward_flops(config, 6) == 2 * weights + 4 * 8 * 3

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from engine.config import ModelConfig
-from engine.model.rope import Rotation, rope_table, rotate
+from engine.model.rope import Rotation, frequencies, rotate, rotation
 
 
 def table(head_dim: int, length: int = 1100, theta: float = 10000.0):
     config = ModelConfig(
         n_heads=2, d_model=2 * head_dim, max_seq_len=length, rope_theta=theta, head_dim=head_dim
     )
-    return rope_table(config)
+    return rotation(frequencies(config), 0, length)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -160,7 +160,7 @@ def test_a_divergence_keeps_the_last_good_state(tmp_path, lr):
         train(
             tmp_path,
             "run",
-            "model.qk_norm=false",
+            "model.qk_norm=none",
             "train.schedule.warmup=20",
             f"train.optim.lr={lr}",
             f"train.optim.head_lr={lr}",

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from engine import checkpoint
 from engine.config import ModelConfig, SampleConfig
 from engine.errors import CheckpointError
-from engine.model.families import OWN_TYPE, family_of, from_config_json, to_config_json
+from engine.model.config_json import OWN_TYPE, family_of, from_config_json, to_config_json
 from engine.model.transformer import Transformer
 from engine.text.tokenizer import Tokenizer
 from tests.conftest import make_model
@@ -26,17 +26,17 @@ PUBLISHED = {
     "qwen3 wide heads, other numbers": {"head_dim": 12, "rope_theta": 500.0, "norm_eps": 0.01},
     "qwen3 heads that do not divide the width": {"d_model": 36, "n_heads": 8, "head_dim": 6},
     "qwen3 padded vocabulary": {"vocab_size": 448},
-    "llama": {"qk_norm": False},
-    "llama grouped, tied": {"qk_norm": False, "n_kv_heads": 1, "tie_embeddings": True},
-    "llama mlp_bias": {"qk_norm": False, "mlp_bias": True},
+    "llama": {"qk_norm": "none"},
+    "llama grouped, tied": {"qk_norm": "none", "n_kv_heads": 1, "tie_embeddings": True},
+    "llama mlp_bias": {"qk_norm": "none", "mlp_bias": True},
     "llama biases everywhere": {
-        "qk_norm": False,
+        "qk_norm": "none",
         "mlp_bias": True,
         "attention_bias": True,
         "output_bias": True,
     },
     "llama wide heads, other numbers": {
-        "qk_norm": False,
+        "qk_norm": "none",
         "head_dim": 12,
         "rope_theta": 500.0,
         "norm_eps": 0.01,
@@ -44,7 +44,7 @@ PUBLISHED = {
 }
 OWN = {
     "layernorm": {"norm": "layernorm"},
-    "sandwich_norm": {"sandwich_norm": True},
+    "sandwich_norm": {"norm_placement": "sandwich"},
     "learned": {"position": "learned"},
     "none": {"position": "none"},
     "gelu": {"activation": "gelu"},
@@ -52,17 +52,17 @@ OWN = {
     "qwen3 with mlp_bias": {"mlp_bias": True},
     # transformers' LlamaConfig refuses these, its Qwen3Config does not.
     "llama heads that do not divide the width": {
-        "qk_norm": False,
+        "qk_norm": "none",
         "d_model": 36,
         "n_heads": 8,
         "head_dim": 6,
     },
-    "llama with a window": {"qk_norm": False, "sliding_window": 8},
+    "llama with a window": {"qk_norm": "none", "sliding_window": 8},
     "attention_bias without output_bias": {"attention_bias": True},
     "output_bias without attention_bias": {"output_bias": True},
     "GPT-2": {
         "norm": "layernorm",
-        "qk_norm": False,
+        "qk_norm": "none",
         "position": "learned",
         "activation": "gelu",
         "attention_bias": True,
