@@ -127,22 +127,21 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     snapshot.tokenizer.save(folder, model.config.max_seq_len)
     (folder / "recipe.yaml").write_text(snapshot.recipe_yaml, encoding="utf-8")
     _write_json(folder / "state" / "state.json", dict(snapshot.state))
+    write_manifest(folder, {"step": snapshot.step} | dict(snapshot.facts))
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write manifest.json, with the size and sha256 of every other file, and flush all to disk."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
+    sums = {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in files
+    }
     _write_json(
-        folder / "manifest.json",
-        {"schema": "lm/checkpoint/1", "step": snapshot.step}
-        | dict(snapshot.facts)
-        | {
-            "files": {
-                file.relative_to(folder).as_posix(): {
-                    "bytes": file.stat().st_size,
-                    "sha256": sha256(file),
-                }
-                for file in files
-            }
-        },
+        folder / "manifest.json", {"schema": "lm/checkpoint/1"} | dict(facts) | {"files": sums}
     )
-    for path in (*files, folder / "manifest.json", folder / "state", folder):
+    folders = [path for path in folder.rglob("*") if path.is_dir()]
+    for path in (*files, folder / "manifest.json", *folders, folder):
         flush(path)
 
 
