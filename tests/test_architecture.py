@@ -17,6 +17,7 @@ FLOORS = [
     ("engine.hardware",),
     ("engine.model",),
     ("engine.checkpoint",),
+    ("engine.interop",),
     ("engine.data",),
     ("engine.train", "engine.generate"),
     ("cli",),
