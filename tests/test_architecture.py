@@ -16,6 +16,7 @@ FLOORS = [
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
     ("engine.hardware",),
     ("engine.model", "engine.weights"),
+    ("engine.manifest",),
     ("engine.checkpoint",),
     ("engine.interop",),
     ("engine.data",),

@@ -57,7 +57,7 @@ def _from_pypi(package: str, cache: Path) -> Fetched:
         for file in installed.files or ():
             path = Path(str(installed.locate_file(file)))
             if file.name.endswith(".gguf") and path.is_file():
-                return Fetched(path, installed.metadata.get("License") or "")
+                return Fetched(path, installed.metadata.json.get("license", ""))
     except importlib.metadata.PackageNotFoundError:
         pass
     wheels = [_download(package, cache)]

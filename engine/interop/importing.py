@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint import check_fit, write_manifest
+from engine.checkpoint import check_fit
 from engine.config import ModelConfig
 from engine.errors import CheckpointError, RecipeError, ResourceError
 from engine.files import sha256
 from engine.interop.source import Source
+from engine.manifest import write_manifest
 from engine.model.config_json import from_config_json
 from engine.model.families import FAMILIES
 from engine.model.transformer import Transformer
@@ -37,7 +38,7 @@ class Progress:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
     """What came of an import, the last thing that `bring_in` yields."""
 
@@ -48,10 +49,17 @@ class Imported:
     bytes: int
     licence: str
     stored: str
+    template: bool  # has a chat template
+
+
+def check_free(out: Path) -> None:
+    """Refuse to write over something. Raises: RecipeError if `out` exists."""
+    if out.exists() or out.is_symlink():
+        raise RecipeError(f"{out} exists; remove it, or choose another place with -o")
 
 
 def bring_in(
-    source: Source, out: Path, origin: str, dtype: str = "auto"
+    source: Source, out: Path, origin: str, *, dtype: str = "auto", licence: str = ""
 ) -> Iterator[Progress | Imported]:
     """Write a source as a checkpoint in `out`; yields progress, then the result.
 
@@ -61,10 +69,10 @@ def bring_in(
     Raises: CheckpointError for a model that is damaged or not understood; RecipeError if `out`
     exists; ResourceError if the disk is too small.
     """
-    if out.exists() or out.is_symlink():
-        raise RecipeError(f"{out} exists; remove it, or choose another place with -o")
+    check_free(out)
     where = str(source.path)
-    config = from_config_json(source.config, f"{where}: config.json" if source.kind else where)
+    licence = source.licence or licence or "not stated"
+    config = from_config_json(source.config, f"{where}/config.json")
     model_type = source.config["model_type"]
     with torch.device("meta"):
         state = Transformer(config).state_dict()
@@ -96,14 +104,23 @@ def bring_in(
         for spec in write_weights(temporary, specs, source.read(names)):
             done += spec.bytes
             yield Progress(done, total)
-        write_manifest(temporary, {"step": 0, "source": _lineage(source, origin)})
+        write_manifest(temporary, {"step": 0, "source": _lineage(source, origin, licence)})
         os.replace(temporary, out)
     except OSError as error:
         raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     parameters = sum(state[part].numel() for item in stored for part in item.parts)
-    yield Imported(out, config, model_type, parameters, total, source.licence, source.stored)
+    yield Imported(
+        folder=out,
+        config=config,
+        model_type=model_type,
+        parameters=parameters,
+        bytes=total,
+        licence=licence,
+        stored=source.stored,
+        template=tokenizer.template is not None,
+    )
 
 
 def _missing_prefix(source: Source, model_type: str) -> str:
@@ -136,12 +153,12 @@ def _write_files(source: Source, folder: Path, dtype: torch.dtype) -> None:
             (folder / name).write_text(content, encoding="utf-8")
 
 
-def _lineage(source: Source, origin: str) -> dict[str, Any]:
+def _lineage(source: Source, origin: str, licence: str) -> dict[str, Any]:
     """Say where a model comes from, so that it can be found and compared again."""
     return {
         "origin": origin,
         "format": source.kind,
         "stored": source.stored,
-        "licence": source.licence or "not stated",
+        "licence": licence,
         "files": {file.name: {"sha256": sha256(file)} for file in source.inputs},
     }

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.checkpoint import read_json
 from engine.errors import CheckpointError
 from engine.interop.gguf import GGUF, read
-from engine.interop.gguf_hf import hf_specs, hf_tensors, to_hf
+from engine.interop.gguf_hf import hf_tensors, to_hf
+from engine.interop.gguf_names import layout
 from engine.interop.gguf_tokenizer import tokenizer_from_gguf
+from engine.manifest import read_json
 from engine.weights import TensorSpec, Weights
 
 # Files beside config and weights that come along; nothing else of a folder is touched.
@@ -82,7 +83,7 @@ def _open_folder(folder: Path) -> Source:
         raise CheckpointError(
             f"{folder}: no tokenizer.json"
             + (f" beside {other[0]}, an older form" if other else "")
-            + "; save it anew with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+            + "; let transformers write one: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
         )
     kinds = sorted({str(spec.dtype).removeprefix("torch.") for spec in weights.specs.values()})
     return Source(
@@ -104,7 +105,9 @@ def _licence_of(folder: Path) -> str:
     if card.is_file():
         text = card.read_text(encoding="utf-8", errors="replace")[:10_000]
         head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-        named = re.search(r"^licen[sc]e: *['\"]?([^'\"\n]+)", head[1], re.MULTILINE) if head else None
+        named = (
+            re.search(r"^licen[sc]e: *['\"]?([^'\"\n]+)", head[1], re.MULTILINE) if head else None
+        )
         if named:
             return named[1].strip()
     for file in sorted(folder.glob("LICENSE*")):
@@ -117,6 +120,11 @@ def _open_gguf(path: Path) -> Source:
     """Open a GGUF file."""
     gguf = read(path)
     config, _ = to_hf(gguf)
+    slots = layout(gguf.metadata["general.architecture"], config)
+    specs = {}
+    for slot in slots.values():
+        shape = slot.shape[::-1] if slot.transposed else slot.shape
+        specs[slot.hf] = TensorSpec(slot.hf, shape, torch.float32)
     tokenizer, settings = tokenizer_from_gguf(gguf.metadata, str(path))
     template = settings.pop("chat_template", None)
     files = {
@@ -131,7 +139,7 @@ def _open_gguf(path: Path) -> Source:
         path=path,
         kind="gguf",
         config=config,
-        specs=hf_specs(gguf),
+        specs=specs,
         read=lambda names: _in_order(names, hf_tensors(gguf)),
         files=files,
         inputs=[path],

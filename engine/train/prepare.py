@@ -21,6 +21,7 @@ from engine.data.pack import PackProgress, Shards, pack, sides
 from engine.errors import CheckpointError, RecipeError
 from engine.files import write_whole
 from engine.hardware import check_memory
+from engine.manifest import read_json, read_manifest
 from engine.model.transformer import Transformer, initialise
 from engine.recipe import dump, load, override
 from engine.runs import create_run, has_begun, tidy
@@ -87,8 +88,8 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool, force: bool) -> Save
         raise CheckpointError(f"{last} names {last.readlink()}, which is gone; start over: --force")
     if not last.exists():
         return None  # stopped before its first checkpoint: start again, to the same result
-    checkpoint.read_manifest(last, hash_up_to=math.inf)
-    return SavedRun(last.resolve(), checkpoint.read_json(last / "state" / "state.json"))
+    read_manifest(last, hash_up_to=math.inf)
+    return SavedRun(last.resolve(), read_json(last / "state" / "state.json"))
 
 
 def _refuse_foreign(folder: Path) -> None:
