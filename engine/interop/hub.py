@@ -167,13 +167,19 @@ def _from_hub(name: str) -> Path:
         return Path(
             huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=WANTED)
         )
-    except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
-        what = "asks for a licence to be accepted" if "gated" in str(error).lower() else "not found"
+    except errors.GatedRepoError:
         raise RecipeError(
-            f"hf:{name}: {what}; check the name, or log in with `hf auth login` if it is private"
+            f"hf:{name}: asks for its licence to be accepted; do so on its page, then `hf auth login`"
         ) from None
-    except (errors.RevisionNotFoundError, errors.EntryNotFoundError, ValueError) as error:
-        raise RecipeError(f"hf:{name}: {str(error).splitlines()[0]}") from None
+    except errors.RepositoryNotFoundError:
+        raise RecipeError(
+            f"hf:{name}: not found; check the name, or `hf auth login` if it is private"
+        ) from None
+    except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
+        raise RecipeError(f"hf:{name}: {_first_line(error)}") from None
     except Exception as error:  # noqa: BLE001 (the network has no end of exceptions)
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ResourceError(f"hf:{name} cannot be downloaded: {first}") from None
+        raise ResourceError(f"hf:{name} cannot be downloaded: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
