@@ -17,6 +17,7 @@ FLOORS = [
     ("engine.hardware",),
     ("engine.model",),
     ("engine.checkpoint",),
+    ("engine.interop",),
     ("engine.data",),
     ("engine.train", "engine.generate"),
     ("cli",),
@@ -24,7 +25,7 @@ FLOORS = [
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])
 MODULES = [path for path in SOURCES if path.name != "__init__.py"]
 # Optional packages are imported where they are needed, so that the rest works without them.
-LATE_IMPORTS = {"pyarrow", "pyppmd", "pydoc_data", "matplotlib"}
+LATE_IMPORTS = {"gguf", "pyarrow", "pyppmd", "pydoc_data", "matplotlib"}
 
 
 def floor_of(module: str) -> tuple[int, str]:

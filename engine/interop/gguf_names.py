@@ -147,7 +147,10 @@ ARCHITECTURES = {
         model_types=("gpt2",),
         hf_class="GPT2LMHeadModel",
         tied=True,
-        before={"token_embd": ("transformer.wte", "VD"), "position_embd": ("transformer.wpe", "TD")},
+        before={
+            "token_embd": ("transformer.wte", "VD"),
+            "position_embd": ("transformer.wpe", "TD"),
+        },
         after={"output_norm": ("transformer.ln_f", "D")},
         prefix="transformer.h",
         transposed=True,
