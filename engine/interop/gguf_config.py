@@ -56,6 +56,10 @@ _GELU = {
 # llama.cpp tells the 27B models, whose scale is another, by their number of layers.
 _BIG_GEMMA = {"gemma2": 46, "gemma3": 62}
 _GEMMA3_PERIOD = 6
+_CAPS = {
+    "gemma2": ("attn_logit_softcapping", "final_logit_softcapping"),
+    "gemma3": ("final_logit_softcapping",),
+}
 
 
 def to_config(source: Source) -> dict[str, Any]:
@@ -282,9 +286,10 @@ def to_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor
         keys["rope.freq_base"] = config["rope_theta"]
         scaling, tensors = write_scaling(name, config, head_dim)
         keys |= scaling
-    if name == "phi3" or config.get("sliding_window"):
-        keys["attention.sliding_window"] = config.get("sliding_window") or 0
-    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+    window = config.get("sliding_window") or 0
+    if name == "phi3" or (window and name in ("llama", "gemma2", "gemma3")):
+        keys["attention.sliding_window"] = window
+    for cap in _CAPS.get(name, ()):
         if config.get(cap):
             keys[cap] = float(config[cap])
     if name == "gemma3":

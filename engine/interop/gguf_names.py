@@ -201,6 +201,7 @@ def layout(architecture: str, config: Mapping[str, Any]) -> dict[str, Slot]:
     slots = {}
 
     def put(stem: str, hf: str, letters: str, at: str = "") -> None:
+        """Add a module: its weight, and its bias if it has one."""
         shape = tuple(sizes[letter] for letter in letters)
         slots[f"{at}{stem}.weight"] = Slot(
             f"{hf}.weight",

@@ -1,4 +1,4 @@
-"""The container: values against the package gguf, refusals by hand and by ten thousand accidents."""
+"""The container: values against the package gguf, refusals by hand and by thousand accidents."""
 
 import random
 import struct
@@ -148,7 +148,9 @@ BAD = {
     "ends at byte .* needs": built([key(b"k", STRING, struct.pack("<Q", HUGE))]),
     "a name .* bytes long": built([struct.pack("<Q", 70000) + b"x" * 70000]),
     "not UTF-8": built([key(b"k", STRING, text(b"\xff\xfe"))]),
-    "string 1 .* not UTF-8": built([key(b"k", ARRAY, struct.pack("<IQ", 8, 2) + text(b"a") + text(b"\xff"))]),
+    "string 1 .* not UTF-8": built(
+        [key(b"k", ARRAY, struct.pack("<IQ", 8, 2) + text(b"a") + text(b"\xff"))]
+    ),
     "'k' claims .* strings": built([key(b"k", ARRAY, struct.pack("<IQ", 8, HUGE))]),
     "inside a list of 9 strings": built([key(b"k", ARRAY, struct.pack("<IQQ", 8, 9, HUGE))]),
     "ends at byte .* inside": built([key(b"k", ARRAY, struct.pack("<IQ", 4, HUGE))]),
@@ -159,7 +161,9 @@ BAD = {
     "neither 0 nor 1": built([key(b"k", ARRAY, struct.pack("<IQ", 7, 2) + b"\1\2")]),
     "general.alignment is 24": built([key(b"general.alignment", U32, struct.pack("<I", 24))]),
     "general.alignment is 0": built([key(b"general.alignment", U32, bytes(4))]),
-    "general.alignment is 2147483648": built([key(b"general.alignment", U32, struct.pack("<I", 1 << 31))]),
+    "general.alignment is 2147483648": built(
+        [key(b"general.alignment", U32, struct.pack("<I", 1 << 31))]
+    ),
     "general.alignment is 'x'": built([key(b"general.alignment", STRING, text(b"x"))]),
     "is one of 3 shards": built([key(b"split.count", 2, struct.pack("<H", 3))]),
     "the tensor 't' twice": built(tensors=[tensor(), tensor(offset=32)]),
