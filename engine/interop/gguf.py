@@ -55,7 +55,19 @@ TYPES = {
 _NAMES = {number: name for name, (number, _, _) in TYPES.items()}
 
 # Numbers of the value types of keys; a scalar is a letter of `struct`.
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32
 _MOST_DIMS = 4
@@ -114,7 +126,7 @@ def _dequantize(data: np.ndarray, type_name: str, path: Path) -> np.ndarray:
     try:
         with np.errstate(all="ignore"):  # a damaged scale may be infinite
             return quants.dequantize(data, kinds[type_name])
-    except NotImplementedError:
+    except (NotImplementedError, KeyError):
         raise CheckpointError(
             f"{path}: weights of type {type_name} cannot be read; use a file of another type"
         ) from None
@@ -129,6 +141,11 @@ def package() -> tuple[Any, Any]:
             "quantized GGUF weights need the package gguf; pip install 'lm-workbench[gguf]'"
         ) from None
     return quants, GGMLQuantizationType
+
+
+def shown(value: Any) -> str:
+    """Show something from a file in a message, on the one line that it has."""
+    return " ".join(f"{value!r:.60}".split())
 
 
 def read(path: Path) -> GGUF:
@@ -148,8 +165,8 @@ def read(path: Path) -> GGUF:
     n_tensors, n_keys = file.header()
     metadata = file.keys(n_keys)
     shards = metadata.get("split.count", 1)
-    if shards not in (0, 1):
-        file.fail(f"is one of {shards} shards", "join them with llama-gguf-split --merge")
+    if type(shards) is not int or shards > 1:
+        file.fail(f"is one of {shown(shards)} shards", "join them with llama-gguf-split --merge")
     tensors = file.tensors(n_tensors, metadata.get("general.alignment", ALIGNMENT))
     return GGUF(path, metadata, tensors, content)
 
@@ -230,7 +247,7 @@ class _Parser:
         for _ in range(count):
             key = self.string(_LONGEST_KEY)
             if key in metadata:
-                self.fail(f"has the key {key!r} twice")
+                self.fail(f"has the key {shown(key)} twice")
             metadata[key] = self.value(self.number("I"), key)
         return metadata
 
@@ -241,28 +258,28 @@ class _Parser:
         if kind in SCALARS:
             return self.number(SCALARS[kind])
         if kind != ARRAY:
-            self.fail(f"{key!r} is of the unknown type {kind}")
+            self.fail(f"{shown(key)} is of the unknown type {kind}")
         element, count = self.number("I"), self.number("Q")
         if element == STRING:
             # Each string takes 8 bytes at least, whatever its own length claims.
             if 8 * count > self.size - self.at:
-                self.fail(f"{key!r} claims {count} strings in {self.size} bytes")
+                self.fail(f"{shown(key)} claims {count} strings in {self.size} bytes")
             return self.strings(count)
         if element not in SCALARS:
-            self.fail(f"{key!r} is a list of type {element}, which no model needs")
+            self.fail(f"{shown(key)} is a list of type {element}, which no model needs")
         letter = SCALARS[element]
         dtype = np.dtype(f"<{letter}")
         start = self.advance(count * dtype.itemsize)
         values = np.frombuffer(self.content, dtype, count, start).copy()
         if letter == "?" and (values.view(np.uint8) > 1).any():
-            self.fail(f"{key!r} has truth values that are neither 0 nor 1")
+            self.fail(f"{shown(key)} has truth values that are neither 0 nor 1")
         return values
 
     def tensors(self, count: int, alignment: Any) -> dict[str, TensorInfo]:
         """Read where the tensors lie: apart from each other and inside the file."""
         aligned = type(alignment) is int and alignment >= 8 and alignment.bit_count() == 1
         if not aligned or alignment > self.size:
-            self.fail(f"general.alignment is {alignment!r}, not a power of two")
+            self.fail(f"general.alignment is {shown(alignment)}, not a power of two")
         found: dict[str, tuple[tuple[int, ...], str, int, int]] = {}
         for _ in range(count):
             name = self.string(_LONGEST_NAME)

@@ -48,10 +48,18 @@ _INERT = {
 }  # fmt: skip
 _ALIKE = {"use_cache": True, "initializer_range": 0.02, "attention_dropout": 0.0}
 _SILU = {"hidden_act": "silu"}
-_GELU = {"hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": None}
+_GELU = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attn_logit_softcapping": None,
+    "attention_bias": False,
+}
 # llama.cpp tells the 27B models, whose scale is another, by their number of layers.
 _BIG_GEMMA = {"gemma2": 46, "gemma3": 62}
 _GEMMA3_PERIOD = 6
+_CAPS = {
+    "gemma2": ("attn_logit_softcapping", "final_logit_softcapping"),
+    "gemma3": ("final_logit_softcapping",),
+}
 
 
 def to_config(source: Source) -> dict[str, Any]:
@@ -64,7 +72,9 @@ def to_config(source: Source) -> dict[str, Any]:
     arch = ARCHITECTURES[name]
     config = {"architectures": [arch.hf_class], "model_type": arch.model_types[0]}
     config |= _shape(keys)
-    config |= {key: source.metadata.get(ours) for key, ours in _IDS.items()}
+    for key, ours in _IDS.items():
+        token = source.metadata.get(ours)
+        config[key] = token if type(token) is int and 0 <= token < config["vocab_size"] else None
     config["tie_word_embeddings"] = not keys.has("output.weight")
     config |= _gpt2(keys, config) if name == "gpt2" else _decoder(keys, config)
     keys.finish()
@@ -84,15 +94,15 @@ def _shape(keys: Keys) -> dict[str, Any]:
             heads = keys.size("attention.head_count")
             groups = keys.size(ours, heads)
             if heads % groups or (keys.architecture == "gpt2" and heads != groups):
-                keys.fail(f"has {heads} heads and {groups} key/value heads")
+                raise keys.error(f"has {heads} heads and {groups} key/value heads")
             shape[theirs] = groups
         else:
             shape[theirs] = keys.size(ours)
     layers = keys.size("block_count")
     if layers > len(keys.source.tensors):
-        keys.fail(f"claims {layers} layers with {len(keys.source.tensors)} tensors")
+        raise keys.error(f"claims {layers} layers with {len(keys.source.tensors)} tensors")
     if shape["vocab_size"] is None:
-        keys.fail("lacks the tensor token_embd.weight")
+        raise keys.error("lacks the tensor token_embd.weight")
     return shape
 
 
@@ -100,7 +110,7 @@ def _gpt2(keys: Keys, config: Mapping[str, Any]) -> dict[str, Any]:
     """Read what only GPT-2 has."""
     inner, d = keys.size("feed_forward_length"), config["n_embd"]
     if d % config["n_head"]:
-        keys.fail(f"has {config['n_head']} heads, which do not divide {d}")
+        raise keys.error(f"has {config['n_head']} heads, which do not divide {d}")
     return {
         "n_ctx": config["n_positions"],
         "n_inner": None if inner == 4 * d else inner,
@@ -115,51 +125,64 @@ def _gpt2(keys: Keys, config: Mapping[str, Any]) -> dict[str, Any]:
 def _decoder(keys: Keys, config: Mapping[str, Any]) -> dict[str, Any]:
     """Read what the models with rotary positions have."""
     name, arch = keys.architecture, ARCHITECTURES[keys.architecture]
-    d, heads, layers = (
-        config[key] for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    )
-    head_dim = keys.size("attention.key_length", d // heads)
-    if head_dim != d / heads and not arch.own_head_dim:
-        keys.fail(f"has heads of {head_dim} instead of {d / heads:g}")
-    if keys.size("attention.value_length", head_dim) != head_dim or head_dim % 2:
-        keys.fail(f"attention.value_length is not attention.key_length, {head_dim}, or it is odd")
-    rotated = keys.size("rope.dimension_count", head_dim)
-    if rotated != head_dim and name != "phi3":
-        keys.fail(f"rotates {rotated} of {head_dim} dimensions, which {name} does not")
+    usual = config["hidden_size"] / config["num_attention_heads"]
+    head_dim = keys.size("attention.key_length", int(usual))
+    if head_dim % 2 or (head_dim != usual and not arch.own_head_dim):
+        raise keys.error(f"has heads of {head_dim} in a model where {usual:g} would be right")
+    if keys.size("attention.value_length", head_dim) != head_dim:
+        raise keys.error(f"{name}.attention.value_length is not the key length, {head_dim}")
     theta = keys.real("rope.freq_base", 10000.0)
+    if theta < 1:
+        raise keys.error(f"{name}.rope.freq_base is {theta}")
     found: dict[str, Any] = {**_ALIKE, "rope_theta": theta}
     if arch.own_head_dim:
         found["head_dim"] = head_dim
     found["rope_scaling"] = read_scaling(keys, theta, head_dim)
-    if name.startswith("gemma"):
-        return found | _GELU | {"attention_bias": False} | _gemma(keys, config, head_dim)
-    found |= _SILU
-    if name == "phi3":
-        window = keys.whole("attention.sliding_window", 0)
-        original = keys.size("rope.scaling.original_context_length", config["max_position_embeddings"])
-        return found | {
-            "partial_rotary_factor": rotated / head_dim,
-            "original_max_position_embeddings": original,
-            "sliding_window": window or None,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-        }
+    found |= _SPECIAL.get(name, _plain)(keys, config, head_dim)
+    if name != "phi3" and keys.size("rope.dimension_count", head_dim) != head_dim:
+        raise keys.error(f"{name}.rope.dimension_count is not the key length, {head_dim}")
+    return found
+
+
+def _plain(keys: Keys, config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    """Read what is special to models that have little special: biases and full attention."""
+    name, layers = keys.architecture, config["num_hidden_layers"]
     window = keys.whole("attention.sliding_window", 0)
-    if name == "llama" and window:
-        found |= {"sliding_window": window, "model_type": "mistral"}
-        found["architectures"] = ["MistralForCausalLM"]
-    elif window:
-        keys.fail(f"has {name}.attention.sliding_window, which {name} does not")
+    found: dict[str, Any] = dict(_SILU)
+    if name == "llama" and window and not keys.has("blk.0.attn_q.bias"):
+        found |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+        return found | {"sliding_window": window}
+    if window:
+        raise keys.error(f"{name}.attention.sliding_window is {window}, which {name} has not")
     if name in ("qwen2", "qwen3", "smollm3"):
         found |= {"use_sliding_window": False, "sliding_window": None}
         found["layer_types"] = ["full_attention"] * layers
     if name == "smollm3":  # llama.cpp has this rule in its code
         found["no_rope_layers"] = [int((i + 1) % 4 != 0) for i in range(layers)]
         found["no_rope_layer_interval"] = 4
-    biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
-    if arch.optional_biases:
-        return found | {key: keys.has(tensor) for key, tensor in biases.items()}
-    return found if name == "qwen2" else found | {"attention_bias": False}
+    if ARCHITECTURES[name].optional_biases:
+        found["attention_bias"] = keys.has("blk.0.attn_q.bias")
+        found["mlp_bias"] = keys.has("blk.0.ffn_up.bias")
+    elif name != "qwen2":
+        found["attention_bias"] = False
+    return found
+
+
+def _phi3(keys: Keys, config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    """Read windows, the rotated part of a head and the context before it was stretched."""
+    rotated = keys.size("rope.dimension_count", head_dim)
+    if rotated > head_dim or rotated % 2:
+        raise keys.error(f"phi3.rope.dimension_count is {rotated}, a head has {head_dim}")
+    context = config["max_position_embeddings"]
+    return _SILU | {
+        "partial_rotary_factor": rotated / head_dim,
+        "original_max_position_embeddings": keys.size(
+            "rope.scaling.original_context_length", context
+        ),
+        "sliding_window": keys.whole("attention.sliding_window", 0) or None,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+    }
 
 
 def _gemma(keys: Keys, config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
@@ -167,7 +190,7 @@ def _gemma(keys: Keys, config: Mapping[str, Any], head_dim: int) -> dict[str, An
     name, layers = keys.architecture, config["num_hidden_layers"]
     big = layers == _BIG_GEMMA[name]
     scale = config["hidden_size"] // config["num_attention_heads"] if big else head_dim
-    found: dict[str, Any] = {"query_pre_attn_scalar": scale}
+    found: dict[str, Any] = {**_GELU, "query_pre_attn_scalar": scale}
     if name == "gemma2":
         found["attn_logit_softcapping"] = keys.real("attn_logit_softcapping", 50.0)
         found["final_logit_softcapping"] = keys.real("final_logit_softcapping", 30.0)
@@ -182,7 +205,11 @@ def _gemma(keys: Keys, config: Mapping[str, Any], head_dim: int) -> dict[str, An
     if isinstance(pattern, int):
         pattern = [(i + 1) % pattern != 0 for i in range(layers)]
     kinds = {True: "sliding_attention", False: "full_attention"}
-    return found | {"layer_types": [kinds[sliding] for sliding in pattern]}
+    found["layer_types"] = [kinds[sliding] for sliding in pattern]
+    return found
+
+
+_SPECIAL = {"gemma2": _gemma, "gemma3": _gemma, "phi3": _phi3}
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -259,9 +286,10 @@ def to_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor
         keys["rope.freq_base"] = config["rope_theta"]
         scaling, tensors = write_scaling(name, config, head_dim)
         keys |= scaling
-    if name == "phi3" or config.get("sliding_window"):
-        keys["attention.sliding_window"] = config.get("sliding_window") or 0
-    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+    window = config.get("sliding_window") or 0
+    if name == "phi3" or (window and name in ("llama", "gemma2", "gemma3")):
+        keys["attention.sliding_window"] = window
+    for cap in _CAPS.get(name, ()):
         if config.get(cap):
             keys[cap] = float(config[cap])
     if name == "gemma3":

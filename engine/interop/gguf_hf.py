@@ -34,11 +34,12 @@ _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a file came to: its size, and the tensors of a row no block of the type divides."""
+    """What a file came to, and what its reader should know."""
 
     bytes: int
     tensors: int
-    kept_f16: list[str]
+    kept_f16: list[str]  # tensors whose rows no block of the type divides
+    notes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,9 @@ def _slots(gguf: GGUF, config: Mapping[str, Any]) -> dict[str, Slot]:
                 f"{gguf.path}: {name} has the shape {info.shape}, its keys ask for {slot.shape};"
                 " use another file"
             )
-    for name in gguf.tensors.keys() - slots.keys() - _SCALING.get(architecture, set()):
+    for name in sorted(gguf.tensors.keys() - slots.keys() - _SCALING.get(architecture, set())):
         raise CheckpointError(
-            f"{gguf.path}: the tensor {name} is not one of {architecture}'s; this file cannot be"
+            f"{gguf.path}: the tensor {name!r} is not one of {architecture}'s; this file cannot be"
             " imported"
         )
     return slots
@@ -133,7 +134,12 @@ def write(
     size = store(path, metadata, shapes, _renamed(tensors, slots, small, full))
     wanted = DTYPES[dtype][:2]
     kept = [name for name, kind in types.items() if kind == "F16" and "F16" not in wanted]
-    return Written(size, len(shapes), kept)
+    notes = []
+    if architecture in ("llama", "phi3") and full.get("sliding_window"):
+        notes.append(
+            f"llama.cpp ignores the attention window of {full['sliding_window']} in this family"
+        )
+    return Written(size, len(shapes), kept, notes)
 
 
 def _type(name: str, shape: tuple[int, ...], dtype: str) -> str:

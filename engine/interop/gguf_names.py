@@ -147,7 +147,10 @@ ARCHITECTURES = {
         model_types=("gpt2",),
         hf_class="GPT2LMHeadModel",
         tied=True,
-        before={"token_embd": ("transformer.wte", "VD"), "position_embd": ("transformer.wpe", "TD")},
+        before={
+            "token_embd": ("transformer.wte", "VD"),
+            "position_embd": ("transformer.wpe", "TD"),
+        },
         after={"output_norm": ("transformer.ln_f", "D")},
         prefix="transformer.h",
         transposed=True,
@@ -198,6 +201,7 @@ def layout(architecture: str, config: Mapping[str, Any]) -> dict[str, Slot]:
     slots = {}
 
     def put(stem: str, hf: str, letters: str, at: str = "") -> None:
+        """Add a module: its weight, and its bias if it has one."""
         shape = tuple(sizes[letter] for letter in letters)
         slots[f"{at}{stem}.weight"] = Slot(
             f"{hf}.weight",

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.interop.gguf import shown
 from engine.interop.gguf_source import Keys
 
 # (original context, low and high frequency factor) of published models, the common one first.
@@ -52,17 +53,19 @@ def read_scaling(keys: Keys, theta: float, head_dim: int) -> dict[str, Any] | No
     original = keys.whole("rope.scaling.original_context_length", 0)
     yarn = {theirs: keys.real(ours, None) for ours, theirs in _YARN.items()}
     yarn = {name: value for name, value in yarn.items() if value is not None}
-    if keys.real("rope.scaling.yarn_ext_factor", 1.0) not in (1.0, -1.0):
-        keys.fail("rope.scaling.yarn_ext_factor is not 1, which config.json cannot say")
+    if keys.real("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
+        raise keys.error("rope.scaling.yarn_ext_factor is not 1, which config.json cannot say")
     if keys.real("rope.scaling.yarn_log_multiplier", 0.0) != 0.0:
-        keys.fail("rope.scaling.yarn_log_multiplier is not 0, which config.json cannot say")
+        raise keys.error("rope.scaling.yarn_log_multiplier is not 0, which config.json cannot say")
     if keys.architecture == "phi3":
         if kind not in ("linear", "longrope") or factor != 1.0:
-            keys.fail(f"rope.scaling.type is {kind!r} with factor {factor}, phi3 has only longrope")
-        return _longrope(keys, original)
+            raise keys.error(
+                f"rope.scaling.type is {shown(kind)} with factor {factor}, phi3 has only longrope"
+            )
+        return _longrope(keys, original, head_dim)
     if keys.has(FREQS) and keys.architecture == "llama":
         if factor != 1.0:
-            keys.fail(f"has both {FREQS} and rope.scaling.factor")
+            raise keys.error(f"has both {FREQS} and rope.scaling.factor")
         return _llama3(keys, theta, head_dim)
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return None
@@ -71,7 +74,9 @@ def read_scaling(keys: Keys, theta: float, head_dim: int) -> dict[str, Any] | No
     if kind == "yarn" and original:
         scaling = {"factor": factor, "original_max_position_embeddings": original}
         return {"rope_type": "yarn"} | scaling | yarn
-    keys.fail(f"rope.scaling.type is {kind!r}, original context length {original}: not known")
+    raise keys.error(
+        f"rope.scaling.type is {shown(kind)}, original context length {original}: not known"
+    )
 
 
 def _llama3(keys: Keys, theta: float, head_dim: int) -> dict[str, Any] | None:
@@ -90,18 +95,18 @@ def _llama3(keys: Keys, theta: float, head_dim: int) -> dict[str, Any] | None:
         }
         if torch.allclose(factors, llama3_factors(scaling, theta, head_dim), rtol=2e-5, atol=0):
             return scaling
-    keys.fail(f"{FREQS} follows from no published scaling of Llama 3")
+    raise keys.error(f"{FREQS} follows from no published scaling of Llama 3")
 
 
-def _longrope(keys: Keys, original: int) -> dict[str, Any] | None:
+def _longrope(keys: Keys, original: int, head_dim: int) -> dict[str, Any] | None:
     """Read Phi-3's factors for short and long contexts."""
     attention = keys.real("rope.scaling.attn_factor", 1.0)
     pair = LONG, SHORT
     if not any(keys.has(name) for name in pair):
         if attention != 1.0:
-            keys.fail(f"has rope.scaling.attn_factor but no {LONG}")
+            raise keys.error(f"has rope.scaling.attn_factor but no {LONG}")
         return None
-    half = keys.whole("rope.dimension_count") // 2
+    half = keys.size("rope.dimension_count", head_dim) // 2
     long, short = ([keys.decimal(x) for x in keys.tensor(name, (half,))] for name in pair)
     scaling = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
     usual = longrope_attention(keys.whole("context_length"), original)

@@ -1,14 +1,13 @@
 """Ask a GGUF file for the keys of its architecture, once each, so that what nobody asked shows."""
 
-import math
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.interop.gguf import TensorInfo
+from engine.interop.gguf import TensorInfo, shown
 from engine.interop.gguf_names import ARCHITECTURES
 
 # Keys of an architecture that change nothing as long as they have one of these values.
@@ -23,6 +22,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tensor_data_layout": ("Meta AI original pth",),
 }
 _REQUIRED: Any = object()
+_LARGEST = 1e38  # what float32 holds
 
 
 class Source(Protocol):
@@ -53,28 +53,31 @@ class Keys:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.architecture = source.metadata.get("general.architecture")
-        if not isinstance(self.architecture, str) or self.architecture not in ARCHITECTURES:
+        name = source.metadata.get("general.architecture")
+        if not isinstance(name, str) or name not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
-            self.fail(f"is of the architecture {self.architecture!r}", f"known are {known}")
+            raise self.error(f"is of the architecture {shown(name)}", f"known are {known}")
+        self.architecture: str = name
         kind = source.metadata.get("general.type", "model")
-        if kind != "model":
-            self.fail(f"holds a {kind!r}, not a model", "use the file of the model itself")
+        if not isinstance(kind, str) or kind != "model":
+            raise self.error(
+                f"holds {shown(kind)}, not a model", "use the file of the model itself"
+            )
         self.asked: set[str] = set()
 
-    def fail(self, what: str, fix: str = "this file cannot be imported") -> NoReturn:
-        """Refuse the file."""
-        raise CheckpointError(f"{self.source.path}: {what}; {fix}")
+    def error(self, what: str, fix: str = "this file cannot be imported") -> CheckpointError:
+        """Return the refusal of this file, to be raised."""
+        return CheckpointError(f"{self.source.path}: {what}; {fix}")
 
     def _ask(self, name: str, default: Any) -> Any:
         key = f"{self.architecture}.{name}"
         self.asked.add(key)
         value = self.source.metadata.get(key, default)
         if value is _REQUIRED:
-            self.fail(f"lacks the key {key}")
+            raise self.error(f"lacks the key {key}")
         if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and len(value):
             if (value != value[0]).any():
-                self.fail(f"{key} differs from layer to layer, which is not supported")
+                raise self.error(f"{key} differs from layer to layer, which is not supported")
             return int(value[0])
         return value
 
@@ -82,30 +85,30 @@ class Keys:
         """Return a number ≥ 0 that fits in 31 bits."""
         value = self._ask(name, default)
         if value is not default and not (type(value) is int and 0 <= value < 1 << 31):
-            self.fail(f"{self.architecture}.{name} is {value!r}")
+            raise self.error(f"{self.architecture}.{name} is {shown(value)}")
         return value
 
     def size(self, name: str, default: Any = _REQUIRED) -> Any:
         """Return a number ≥ 1."""
         value = self.whole(name, default)
         if value == 0:
-            self.fail(f"{self.architecture}.{name} is 0")
+            raise self.error(f"{self.architecture}.{name} is 0")
         return value
 
     def real(self, name: str, default: Any = _REQUIRED) -> Any:
-        """Return a number, read as the shortest decimal that gives the stored one."""
+        """Return a number ≥ 0, read as the shortest decimal that gives the stored one."""
         value = self._ask(name, default)
         if value is default:
             return value
-        if type(value) not in (int, float) or not math.isfinite(value):
-            self.fail(f"{self.architecture}.{name} is {value!r}")
+        if type(value) not in (int, float) or not 0 <= value < _LARGEST:
+            raise self.error(f"{self.architecture}.{name} is {shown(value)}")
         return self.decimal(value)
 
     def text(self, name: str, default: Any = _REQUIRED) -> Any:
         """Return a string."""
         value = self._ask(name, default)
         if not isinstance(value, str):
-            self.fail(f"{self.architecture}.{name} is {value!r}")
+            raise self.error(f"{self.architecture}.{name} is {shown(value)}")
         return value
 
     def flags(self, name: str, count: int) -> list[bool] | int | None:
@@ -129,12 +132,12 @@ class Keys:
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return a small tensor, which must have this shape and hold finite numbers."""
         if not self.has(name):
-            self.fail(f"lacks the tensor {name}")
+            raise self.error(f"lacks the tensor {name}")
         if self.source.tensors[name].shape != shape:
-            self.fail(f"{name} has the shape {self.source.tensors[name].shape}, not {shape}")
+            raise self.error(f"{name} has the shape {self.source.tensors[name].shape}, not {shape}")
         tensor = self.source.tensor(name)
         if not tensor.isfinite().all():
-            self.fail(f"{name} has numbers that are not finite")
+            raise self.error(f"{name} has numbers that are not finite")
         return tensor
 
     def finish(self) -> None:
@@ -144,4 +147,4 @@ class Keys:
                 name = key.removeprefix(f"{self.architecture}.")
                 neutral = _NEUTRAL.get(name, ())
                 if isinstance(value, np.ndarray | list) or value not in neutral:
-                    self.fail(f"the key {key} = {value!r:.60} is not understood")
+                    raise self.error(f"the key {shown(key)} = {shown(value)} is not understood")
