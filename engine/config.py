@@ -58,6 +58,14 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.kind in ("yarn", "llama3", "longrope") and not self.original_max_seq_len:
             raise ValueError(f"model.rope_scaling.kind={self.kind} needs original_max_seq_len")
+        if self.kind == "longrope" and not min((2.0, *self.short_factors, *self.long_factors)) > 0:
+            raise ValueError("model.rope_scaling: factors of longrope must be above 0")
+        if self.kind == "longrope" and self.original_max_seq_len < 2 and not self.attention_factor:
+            raise ValueError("model.rope_scaling.original_max_seq_len=1 has no attention_factor")
+        if self.kind == "yarn" and not min(self.beta_fast, self.beta_slow) > 0:
+            raise ValueError("model.rope_scaling: beta_fast and beta_slow must be above 0")
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError("model.rope_scaling.low_freq_factor is not below high_freq_factor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +161,8 @@ class ModelConfig:
                 f"model.rotary_dim={self.rotary_dim} must be even and at most model.head_dim="
                 f"{self.head_dim}, for rotary positions"
             )
+        if self.rope_scaling.kind == "yarn" and self.rope_theta == 1:
+            yield "model.rope_theta=1 turns all pairs alike; yarn cannot tell them apart"
         if self.rope_scaling.kind == "longrope":
             for factors in (self.rope_scaling.short_factors, self.rope_scaling.long_factors):
                 if len(factors) != self.rotary_dim // 2:

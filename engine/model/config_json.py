@@ -19,11 +19,14 @@ from engine.recipe import convert, nearest
 
 OWN_TYPE = "lm-workbench"
 
-# Keys that several families share and that the functions below interpret.
-ROPE_KEYS = {"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"}
-ROPE_KEYS |= {"rope_local_base_freq", "original_max_position_embeddings"}
-WINDOW_KEYS = {"use_sliding_window", "max_window_layers", "layer_types", "sliding_window_pattern"}
-WINDOW_KEYS |= {"no_rope_layers", "no_rope_layer_interval"}
+# Understood in every family with rotary positions.
+ROPE_KEYS = {"rope_scaling", "rope_parameters", "original_max_position_embeddings"}
+# Understood where a family's row has them; they count layers or switch windows on.
+COUNTS = ("max_window_layers", "no_rope_layer_interval", "sliding_window_pattern")
+# Our fields whose zero means "derive it" in a recipe, and nothing in a config.json.
+SIZES = {"vocab_size", "n_kv_heads", "head_dim", "d_ff", "attention_width"}
+# Our fields for which a null in a config.json means what our zero means.
+NULLABLE = {"n_kv_heads", "sliding_window", "attention_softcap", "logit_softcap"}
 # Their word inside rope_scaling → our field.
 SCALING = {
     "factor": "factor",
@@ -35,6 +38,14 @@ SCALING = {
     "attention_factor": "attention_factor",
     "short_factor": "short_factors",
     "long_factor": "long_factors",
+}
+SCALING_WORDS = {  # which of them count, by our kind
+    "linear": {"factor"},
+    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+    "yarn": {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow"}
+    | {"attention_factor"},
+    "longrope": {"factor", "original_max_position_embeddings", "short_factor", "long_factor"}
+    | {"attention_factor"},
 }
 SCALING_KINDS = {
     "default": "none",
@@ -64,7 +75,7 @@ def from_config_json(raw: Mapping[str, Any], where: str) -> ModelConfig:
                 f"model type {name!r} is not supported; known are {', '.join(sorted(FAMILIES))}"
             )
         return _read(dict(raw), FAMILIES[name])
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{where}: {what}") from None
 
@@ -74,16 +85,21 @@ def _read(raw: dict[str, Any], family: Family) -> ModelConfig:
     _complete(raw, family)
     values = dict(family.shape)
     for key, ours in family.keys.items():
-        if (value := raw[key]) is not None:
-            values |= dict.fromkeys((ours,) if isinstance(ours, str) else ours, value)
+        value, names = raw[key], (ours,) if isinstance(ours, str) else ours
+        if value is None and names[0] not in NULLABLE or value == 0 and names[0] in SIZES:
+            raise ValueError(f"{key}={value!r} is not supported")
+        values |= dict.fromkeys(names, value) if value is not None else {}
     # Ranges first: what follows counts up to some of these numbers.
     values = _checked(values, {field.name: field for field in dataclasses.fields(ModelConfig)})
+    for key in COUNTS:
+        if raw.get(key) is not None and (type(raw[key]) is not int or raw[key] < 0):
+            raise ValueError(f"{key}={raw[key]!r} must be a whole number, at least 0")
     if "no_rope_layer_interval" in family.defaults:
         values["no_rope_every"] = _read_no_rope(raw)
     if values.get("sliding_window"):
         values |= _read_windows(raw, family)
     if values["position"] == "rope":
-        values |= _read_rope(raw, values)
+        values |= _read_rope(raw, values, family)
     return _build(values)
 
 
@@ -91,7 +107,10 @@ def _complete(raw: dict[str, Any], family: Family) -> None:
     """Fill in what missing keys mean; refuse unknown keys and values that are not supported."""
     if "_sliding_window_pattern" in raw:
         raw.setdefault("sliding_window_pattern", raw["_sliding_window_pattern"])
-    known = {*family.keys, *family.defaults, *family.fixed, *ROPE_KEYS, *WINDOW_KEYS, *HARMLESS}
+    known = {*family.keys, *family.defaults, *family.fixed, *HARMLESS}
+    known |= (ROPE_KEYS if "rope_theta" in family.defaults else set()) | (
+        {"layer_types"} if family.typed else set()
+    )
     for key in raw:
         if key not in known and not key.startswith("_"):
             raise ValueError(f"key {key!r} is not understood for this model type")
@@ -111,8 +130,10 @@ def _build(values: Mapping[str, Any]) -> ModelConfig:
     values = dict(values)
     fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
     scaling_fields = {field.name: field for field in dataclasses.fields(RopeScaling)}
-    if isinstance(scaling := values.pop("rope_scaling", {}), Mapping):
-        scaling = RopeScaling(**_checked(scaling, scaling_fields))
+    scaling = values.pop("rope_scaling", {})
+    if not isinstance(scaling, Mapping):
+        raise ValueError(f"rope_scaling={scaling!r} is not a JSON object")
+    scaling = RopeScaling(**_checked(scaling, scaling_fields))
     return ModelConfig(**_checked(values, fields), rope_scaling=scaling)
 
 
@@ -124,34 +145,42 @@ def _checked(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, 
             raise ValueError(f"key {key!r} is not understood{nearest(key, fields)}")
         try:
             checked[key] = convert(value, fields[key])
-        except ValueError as error:
-            raise ValueError(f"{key}={value!r} {error}") from None
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{key}={value!r:.60} {error}") from None
     return checked
 
 
-def _read_rope(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _read_rope(
+    raw: Mapping[str, Any], values: Mapping[str, Any], family: Family
+) -> dict[str, Any]:
     """Read rotary positions: base, part of the head, context extension.
 
     Newer configs keep all of it in rope_parameters, for Gemma 3 once per kind of layer; older ones
-    have rope_theta and rope_scaling.
+    have rope_theta and rope_scaling, which wins where a person added it to a newer file.
     """
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    parameters = dict(raw.get("rope_parameters") or {})
     local = raw.get("rope_local_base_freq")
-    if set(parameters) & {"full_attention", "sliding_attention"}:
-        inner = parameters.get("sliding_attention") or {}
-        if inner.get("rope_type", "default") != "default":
+    if local is not None and set(parameters) & {"full_attention", "sliding_attention"}:
+        inner = {"rope_theta": local} | dict(parameters.pop("sliding_attention", None) or {})
+        local = inner.pop("rope_theta")
+        if inner.pop("rope_type", "default") != "default" or inner:
             raise ValueError("rope_parameters.sliding_attention: only rope_type 'default' is known")
-        local = inner.get("rope_theta", local)
-        parameters = parameters.get("full_attention") or {}
-    scaling = dict(parameters)
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
-    scaling.pop("type", None)
-    if kind not in SCALING_KINDS:
+        outer, parameters = parameters, dict(parameters.pop("full_attention", None) or {})
+        if outer:
+            raise ValueError(f"rope_parameters key {min(outer)!r} is not understood")
+    scaling = parameters | dict(raw.get("rope_scaling") or {})
+    newer, older = scaling.pop("rope_type", None), scaling.pop("type", None)
+    kind = newer or older or "default"
+    if kind not in SCALING_KINDS or (older or kind) not in SCALING_KINDS:
         raise ValueError(f"rope type {kind!r} is not supported; known: {', '.join(SCALING_KINDS)}")
-    theta = scaling.pop("rope_theta", raw.get("rope_theta"))
-    part = scaling.pop("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+    theta = scaling.pop("rope_theta", raw["rope_theta"])
+    part = raw.get("partial_rotary_factor", 1.0)
+    if "partial_rotary_factor" in family.defaults:
+        part = scaling.pop("partial_rotary_factor", part)
     head_dim = values.get("head_dim") or values["d_model"] // max(1, values["n_heads"])
-    read = {"rope_theta": theta, "rotary_dim": int(head_dim * part)}
+    if (rotary_dim := int(head_dim * part)) < 2:
+        raise ValueError(f"partial_rotary_factor={part!r} leaves nothing of a head to rotate")
+    read = {"rope_theta": theta, "rotary_dim": rotary_dim}
     if local is not None:
         read["local_rope_theta"] = local
     ours = SCALING_KINDS[kind]
@@ -163,14 +192,17 @@ def _read_scaling(
 ) -> dict[str, Any]:
     """Read what stretches the frequencies, with the factors that families leave to be derived."""
     if kind == "none":
+        if over := set(scaling) - {"factor", "original_max_position_embeddings"}:
+            raise ValueError(f"rope key {min(over)!r} is not understood")
         return {}
     scaling.pop("finetuned", None)
     if scaling.pop("truncate", True) is not True:
         raise ValueError("rope truncate=false is not supported")
     scale, scale_all = scaling.pop("mscale", None), scaling.pop("mscale_all_dim", None)
-    if outer := raw.get("original_max_position_embeddings"):
-        scaling["original_max_position_embeddings"] = outer
+    outer = raw.get("original_max_position_embeddings")
     if kind in ("yarn", "llama3", "longrope"):
+        if outer:
+            scaling["original_max_position_embeddings"] = outer
         scaling.setdefault("original_max_position_embeddings", longest)
         if scaling.get("factor") is None:
             scaling["factor"] = longest / scaling["original_max_position_embeddings"]
@@ -178,10 +210,9 @@ def _read_scaling(
         grown = math.log(scaling["factor"])
         scaling["attention_factor"] = (0.1 * scale * grown + 1) / (0.1 * scale_all * grown + 1)
     for key in scaling:
-        if key not in SCALING:
-            raise ValueError(f"rope key {key!r} is not understood")
+        if key not in SCALING_WORDS[kind]:
+            raise ValueError(f"rope key {key!r} is not understood for rope type {kind!r}")
     if kind == "longrope":
-        scaling = {key: value for key, value in scaling.items() if not key.startswith("beta_")}
         scaling["factor"] = max(1.0, scaling["factor"])
     ours = {SCALING[key]: value for key, value in scaling.items() if value is not None}
     return {"kind": kind} | ours
@@ -192,7 +223,7 @@ def _read_no_rope(raw: dict[str, Any]) -> int:
     every, layers = raw["no_rope_layer_interval"], raw["num_hidden_layers"]
     if raw["no_rope_layers"] is None:
         raw["no_rope_layers"] = [int((i + 1) % every != 0) for i in range(layers)]
-    rotates = [bool(flag) for flag in raw["no_rope_layers"]]
+    rotates = [bool((0, 1).index(flag)) for flag in raw["no_rope_layers"]]
     every = rotates.index(False) + 1 if False in rotates else 0
     if rotates != [not every or (i + 1) % every != 0 for i in range(layers)]:
         raise ValueError("no_rope_layers is not every n-th layer, the only pattern supported")

@@ -124,7 +124,6 @@ GEMMA_KEYS = (
         "head_dim": "head_dim",
         "query_pre_attn_scalar": "attention_width",
         "final_logit_softcapping": "logit_softcap",
-        "attn_logit_softcapping": "attention_softcap",
         "sliding_window": "sliding_window",
     }
 )
@@ -160,7 +159,9 @@ FAMILIES: dict[str, Family] = {
         model_class="Qwen3ForCausalLM",
         keys=SIZES | BIASES | {"head_dim": "head_dim", "sliding_window": "sliding_window"},
         shape=SHAPE | {"qk_norm": "head"},
-        defaults=DEFAULTS | QWEN_WINDOWS | {"head_dim": 128, "attention_bias": False},
+        defaults=DEFAULTS
+        | QWEN_WINDOWS
+        | {"num_key_value_heads": 32, "head_dim": 128, "attention_bias": False},
         fixed=SILU,
         windows=_after,
         typed=True,
@@ -171,7 +172,7 @@ FAMILIES: dict[str, Family] = {
         keys=SIZES | BIASES | {"head_dim": "head_dim", "mlp_bias": "mlp_bias"},
         shape=SHAPE,
         defaults=DEFAULTS | {"head_dim": _head_dim, "attention_bias": False, "mlp_bias": False},
-        fixed=SILU | {"pretraining_tp": 1},
+        fixed=SILU | {"rope_interleaved": False},
         tensors=LLAMA_TENSORS,
     ),
     "mistral": Family(
@@ -207,6 +208,7 @@ FAMILIES: dict[str, Family] = {
             "no_rope_layers": None,
             "sliding_window": None,
             "use_sliding_window": False,
+            "max_window_layers": None,  # published configs carry it; here it decides nothing
             "tie_word_embeddings": True,
             "rope_theta": 2_000_000.0,
         },
@@ -225,7 +227,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma2": Family(
         model_class="Gemma2ForCausalLM",
-        keys=GEMMA_KEYS,
+        keys=GEMMA_KEYS | {"attn_logit_softcapping": "attention_softcap"},
         shape=GEMMA_SHAPE | {"qk_norm": "none", "local_rope_theta": 0.0},
         defaults=GEMMA_DEFAULTS
         | {
@@ -233,7 +235,7 @@ FAMILIES: dict[str, Family] = {
             "final_logit_softcapping": 30.0,
             "attn_logit_softcapping": 50.0,
         },
-        fixed=GEMMA_FIXED,
+        fixed=GEMMA_FIXED | {"sliding_window_pattern": 2},
         windows=_between,
         typed=True,
         tensors=OUTER | ATTENTION | MLP | SANDWICH_NORMS,
@@ -241,16 +243,15 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(
         model_class="Gemma3ForCausalLM",
         keys=GEMMA_KEYS,
-        shape=GEMMA_SHAPE | {"qk_norm": "head"},
+        shape=GEMMA_SHAPE | {"qk_norm": "head", "attention_softcap": 0.0},
         defaults=GEMMA_DEFAULTS
         | {
             "sliding_window_pattern": 6,
             "final_logit_softcapping": None,
-            "attn_logit_softcapping": None,
             "rope_theta": 1_000_000.0,
             "rope_local_base_freq": 10_000.0,
         },
-        fixed=GEMMA_FIXED,
+        fixed=GEMMA_FIXED | {"attn_logit_softcapping": None},  # transformers would not apply it
         windows=_between,
         typed=True,
         tensors=OUTER | ATTENTION | MLP | SANDWICH_NORMS | QK_NORMS,
@@ -266,7 +267,9 @@ FAMILIES: dict[str, Family] = {
             "partial_rotary_factor": 1.0,
             "original_max_position_embeddings": 4096,
         },
-        fixed=SILU | {"attention_bias": False},
+        fixed=SILU
+        | {"attention_bias": False, "mlp_bias": False, "lm_head_bias": False}
+        | {"full_attn_mod": 1, "interpolate_factor": 1},  # what Phi-4-mini says beyond Phi-3
         windows=_all,
         tensors={
             name: parts
@@ -349,8 +352,8 @@ HARMLESS = frozenset(  # one string, read as words
     chunk_size_feed_forward decoder_start_token_id dtype embd_pdrop eos_token_id finetuning_task
     gradient_checkpointing id2label initializer_factor initializer_range is_decoder
     is_encoder_decoder is_llama_config label2id loss_type model_type n_ctx name_or_path
-    num_labels output_attentions output_hidden_states pad_token_id prefix problem_type
-    reorder_and_upcast_attn resid_pdrop return_dict rope_interleaved sep_token_id
+    num_labels output_attentions output_hidden_states pad_token_id prefix pretraining_tp
+    problem_type reorder_and_upcast_attn resid_pdrop return_dict sep_token_id
     summary_activation summary_first_dropout summary_proj_to_labels summary_type
     summary_use_proj task_specific_params tokenizer_class torch_dtype torchscript
     transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version
