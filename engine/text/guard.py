@@ -7,7 +7,7 @@ Without such content, the ids are those of the whole text.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ STRUCTURE = ("role", "type")  # the program's words; `<|{{ role }}|>` may well b
 NAME = re.compile(r"[\w-]+")
 # Characters for private use: too many for one conversation to hold all of them.
 PRIVATE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+NOBODY = "\U0010fffe"  # a code point that is never a character
 
 Encode = Callable[[str], list[int]]
 Spans = list[tuple[int, int]]
@@ -47,6 +48,8 @@ class Guard:
         self.signs = {c: s for c, s in self.all.items() if not (chr(c).isalnum() or chr(c) == "_")}
         self.back = {stand_in: character for character, stand_in in self.all.items()}
         self._controls: dict[str, bool] = {}
+        # What stands for characters that have no token comes from any text.
+        self.unknown = {tokenizer.special.get(token_id) for token_id in tokenizer.encode(NOBODY)}
 
     def mark(self, given: Any) -> Any:
         """Put stand-ins into every special token."""
@@ -114,18 +117,25 @@ class Guard:
         Raises: CheckpointError if the tokenizer makes control tokens of ordinary text.
         """
         text = self.reveal(shaded)
-        wanted = [self.ids[token] for token in self.controls(shaded)]
         plain, template = self.tokenizer.encode, self.tokenizer.encode_template
+
+        def _look_up(text: str) -> list[int]:
+            return [self.ids[token] for token in self.controls(text)]
+
         # Cut as little as possible; where special tokens overlap, cut at every control token.
         for cuts, inside, outside in (
             (self.literal(shaded), plain, template),
-            (self.spans(shaded), lambda token: [self.ids[token]], plain),
+            (self.spans(shaded), _look_up, plain),
         ):
             ids = _encode_pieces(text, cuts, inside, outside)
-            special = (self.tokenizer.special.get(token_id, "") for token_id in ids)
-            if [self.ids[token] for token in special if self._is_control(token)] == wanted:
+            found = (self.tokenizer.special.get(token_id, "") for token_id in ids)
+            if self._frame(found) == self._frame(self.controls(shaded)):
                 return ids
         raise CheckpointError("the tokenizer makes control tokens of ordinary text")
+
+    def _frame(self, tokens: Iterable[str]) -> list[str]:
+        """Return the control tokens among `tokens`, but those that any text may bring."""
+        return [t for t in tokens if self._is_control(t) and t not in self.unknown]
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ Each is named after the family whose features it has: the same tokens, the same 
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from engine.text.tokenizer import Tokenizer
 
@@ -14,7 +15,7 @@ _CONTROLS = """<s> </s> <unk> <|begin_of_text|> <|start_header_id|> <|end_header
 <|python_tag|> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS]
 [/TOOL_RESULTS] <bos> <eos> <start_of_turn> <end_of_turn> <|user|> <|assistant|> <|system|> <|tool|>
 <|end|> <|User|> <|Assistant|> <|begin▁of▁sentence|> <|end▁of▁sentence|> <|tool▁call▁begin|>
-<|tool▁call▁end|> <|channel|> <|message|> <|start|> <|end|><|start|>"""
+<|tool▁call▁end|> <|channel|> <|message|> <|start|> <|end|><|end|>"""
 _WORDS = "<think> </think> <tool_call> </tool_call> <tool_response> </tool_response>"
 CONTROLS, WORDS = _CONTROLS.split(), _WORDS.split()
 
@@ -38,6 +39,20 @@ class ChatTokenizer(Tokenizer):
             return self.encode(text)
         finally:
             self.inner.encode_special_tokens = True
+
+
+def peer(tokenizer):
+    """The same tokenizer and template in transformers."""
+    inner = FastTokenizer.from_str(tokenizer.inner.to_str())
+    inner.encode_special_tokens = False
+    named = {
+        key: value["content"] if isinstance(value, dict) else value
+        for key, value in tokenizer.settings.items()
+        if value is not None
+    }
+    theirs = PreTrainedTokenizerFast(tokenizer_object=inner, **named)
+    theirs.chat_template = tokenizer.template
+    return theirs
 
 
 CHATML = """
@@ -300,18 +315,18 @@ PHI3 = """{% for message in messages %}{{ '<|' + message['role'] + '|>' + '\n' +
 OLMO2 = """
 {{- bos_token }}{% for message in messages %}
 {% if message['role'] == 'system' %}
-{{ '<|system|>\n' + message['content'] + '\n' }}
+{{ '<|system|>\n' + message['content'] + '\n' -}}
 {% elif message['role'] == 'user' %}
-{{ '<|user|>\n' + message['content'] + '\n' }}
+{{ '<|user|>\n' + message['content'] + '\n' -}}
 {% elif message['role'] == 'assistant' %}
 {% if not loop.last %}
-{{ '<|assistant|>\n' + message['content'] + eos_token + '\n' }}
+{{ '<|assistant|>\n' + message['content'] + eos_token + '\n' -}}
 {% else %}
-{{ '<|assistant|>\n' + message['content'] + eos_token }}
+{{ '<|assistant|>\n' + message['content'] + eos_token -}}
 {% endif %}
 {% endif %}
 {% if loop.last and add_generation_prompt %}
-{{ '<|assistant|>\n' }}
+{{ '<|assistant|>\n' -}}
 {% endif %}
 {% endfor %}
 """

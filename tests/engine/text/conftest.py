@@ -31,4 +31,5 @@ def chat(tokenizer, renderer):
         return render(messages, own, **({"renderer": renderer, "now": NOW} | options))
 
     call.tokenizer = made
+    call.renderer = renderer
     return call
