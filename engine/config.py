@@ -115,7 +115,9 @@ class ModelConfig:
         0, "scores are divided by the root of this; 0 takes head_dim", low=0
     )
     attention_softcap: float = setting(0.0, "squash scores to ±this by tanh; 0 means off", low=0)
-    sliding_window: int = setting(0, "tokens a windowed layer sees; 0 means no window", low=0)
+    sliding_window: int = setting(
+        0, "tokens a windowed layer sees; 0 means no window", low=0, high=1 << 30
+    )
     full_every: int = setting(0, "with a window, every n-th layer is full; 0 means none is", low=0)
     window_from: int = setting(0, "with a window, the first layer that may have it", low=0)
     tie_embeddings: bool = setting(False, "use the embedding matrix as output head too")

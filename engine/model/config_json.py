@@ -77,7 +77,7 @@ def from_config_json(raw: Mapping[str, Any], where: str) -> ModelConfig:
         return _read(dict(raw), FAMILIES[name])
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{where}: {what}") from None
+        raise CheckpointError(f"{where}: {what:.400}") from None  # values may be of any length
 
 
 def _read(raw: dict[str, Any], family: Family) -> ModelConfig:
@@ -94,6 +94,8 @@ def _read(raw: dict[str, Any], family: Family) -> ModelConfig:
     for key in COUNTS:
         if raw.get(key) is not None and (type(raw[key]) is not int or raw[key] < 0):
             raise ValueError(f"{key}={raw[key]!r} must be a whole number, at least 0")
+    if not isinstance(raw.get("use_sliding_window", True), (bool, type(None))):
+        raise ValueError(f"use_sliding_window={raw['use_sliding_window']!r} must be true or false")
     if "no_rope_layer_interval" in family.defaults:
         values["no_rope_every"] = _read_no_rope(raw)
     if values.get("sliding_window"):
@@ -146,7 +148,7 @@ def _checked(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, 
         try:
             checked[key] = convert(value, fields[key])
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{key}={value!r:.60} {error}") from None
+            raise ValueError(f"{key}={value!r} {error}") from None
     return checked
 
 
@@ -159,8 +161,8 @@ def _read_rope(
     have rope_theta and rope_scaling, which wins where a person added it to a newer file.
     """
     parameters = dict(raw.get("rope_parameters") or {})
-    local = raw.get("rope_local_base_freq")
-    if local is not None and set(parameters) & {"full_attention", "sliding_attention"}:
+    local, both = raw.get("rope_local_base_freq"), "rope_local_base_freq" in family.defaults
+    if both and set(parameters) & {"full_attention", "sliding_attention"}:
         inner = {"rope_theta": local} | dict(parameters.pop("sliding_attention", None) or {})
         local = inner.pop("rope_theta")
         if inner.pop("rope_type", "default") != "default" or inner:
@@ -181,7 +183,9 @@ def _read_rope(
     if (rotary_dim := int(head_dim * part)) < 2:
         raise ValueError(f"partial_rotary_factor={part!r} leaves nothing of a head to rotate")
     read = {"rope_theta": theta, "rotary_dim": rotary_dim}
-    if local is not None:
+    if both:
+        if not local >= 1:
+            raise ValueError(f"rope_local_base_freq={local!r} must be at least 1")
         read["local_rope_theta"] = local
     ours = SCALING_KINDS[kind]
     return read | {"rope_scaling": _read_scaling(ours, scaling, raw, values["max_seq_len"])}
