@@ -494,5 +494,9 @@ def test_an_own_config_holds_every_field_and_ignores_what_other_engines_want():
     """A saved config.json also carries the special token ids, which are no part of the shape."""
     config = make_model(**OWN["GPT-2 with the exact GELU"]).config
     raw = to_config_json(config)
-    assert set(raw) == {"model_type", "dtype", *(field.name for field in dataclasses.fields(config))}
+    assert set(raw) == {
+        "model_type",
+        "dtype",
+        *(field.name for field in dataclasses.fields(config)),
+    }
     assert from_config_json(raw | {"bos_token_id": 0, "eos_token_id": 0}, "x") == config

@@ -405,7 +405,9 @@ CONTROLS = [
 ]
 
 
-@pytest.mark.parametrize("name, wrong", CONTROLS, ids=[f"{n} {i}" for i, (n, _) in enumerate(CONTROLS)])
+@pytest.mark.parametrize(
+    "name, wrong", CONTROLS, ids=[f"{n} {i}" for i, (n, _) in enumerate(CONTROLS)]
+)
 def test_the_oracle_sees_each_peculiarity(name, wrong, oracle):
     """A model that is wrong in one way is wrong by more than five times what is allowed above."""
     it = oracle(name)

@@ -219,7 +219,9 @@ def test_fast_pairs_are_kept_and_slow_ones_stretched_by_hand(name):
     share = frequencies(config) / plain
     turns = scaling.original_max_seq_len * plain / (2 * math.pi)
     assert torch.equal(share[turns > 64], torch.ones_like(share[turns > 64]))
-    torch.testing.assert_close(share[turns < 0.5], torch.full_like(share[turns < 0.5], 1 / scaling.factor))
+    torch.testing.assert_close(
+        share[turns < 0.5], torch.full_like(share[turns < 0.5], 1 / scaling.factor)
+    )
     assert (share[1:] <= share[:-1]).all(), "monotone in between"
 
 
