@@ -96,7 +96,8 @@ def read_prompt(request: Request, tokenizer: Tokenizer) -> Rendered:
         return render(request.messages, tokenizer, variables=request.variables)
     if not request.prompt:
         raise DataError("the prompt is empty: there is nothing to continue")
-    return Rendered(request.prompt.decode("utf-8", "replace"), tokenizer.prompt(request.prompt))
+    ids = tokenizer.prompt(request.prompt)
+    return Rendered(request.prompt.decode("utf-8", "replace"), ids, ())
 
 
 def show_prompt(request: Request, *, as_json: bool) -> None:

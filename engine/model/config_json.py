@@ -86,7 +86,8 @@ def _read(raw: dict[str, Any], family: Family) -> ModelConfig:
     values = dict(family.shape)
     for key, ours in family.keys.items():
         value, names = raw[key], (ours,) if isinstance(ours, str) else ours
-        if value is None and names[0] not in NULLABLE or value == 0 and names[0] in SIZES:
+        missing = value is None and names[0] not in NULLABLE
+        if missing or (value == 0 and names[0] in SIZES):
             raise ValueError(f"{key}={value!r} is not supported")
         values |= dict.fromkeys(names, value) if value is not None else {}
     # Ranges first: what follows counts up to some of these numbers.
@@ -152,9 +153,7 @@ def _checked(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, 
     return checked
 
 
-def _read_rope(
-    raw: Mapping[str, Any], values: Mapping[str, Any], family: Family
-) -> dict[str, Any]:
+def _read_rope(raw: Mapping[str, Any], values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Read rotary positions: base, part of the head, context extension.
 
     Newer configs keep all of it in rope_parameters, for Gemma 3 once per kind of layer; older ones
@@ -184,7 +183,7 @@ def _read_rope(
         raise ValueError(f"partial_rotary_factor={part!r} leaves nothing of a head to rotate")
     read = {"rope_theta": theta, "rotary_dim": rotary_dim}
     if both:
-        if not local >= 1:
+        if not (isinstance(local, (int, float)) and local >= 1):
             raise ValueError(f"rope_local_base_freq={local!r} must be at least 1")
         read["local_rope_theta"] = local
     ours = SCALING_KINDS[kind]
