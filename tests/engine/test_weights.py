@@ -65,9 +65,7 @@ def test_tensors_begin_where_they_can_be_mapped(tmp_path):
     assert length % 8 == 0
 
 
-@given(
-    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8), limit=st.integers(1, 60)
-)
+@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8), limit=st.integers(1, 60))
 def test_a_shard_holds_what_fits_and_at_least_one(sizes, limit, tmp_path_factory):
     """The limit is broken only by a tensor that is larger than it; no shard could take the next."""
     folder = tmp_path_factory.mktemp("shards")
@@ -157,7 +155,9 @@ def test_an_index_that_leads_astray_is_refused(case, tmp_path):
 
 def test_a_tensor_counts_where_the_index_places_it(tmp_path):
     """A shard may hold a namesake that the index does not mean."""
-    safetensors.torch.save_file({"a": torch.ones(2), "b": torch.ones(1)}, tmp_path / "1.safetensors")
+    safetensors.torch.save_file(
+        {"a": torch.ones(2), "b": torch.ones(1)}, tmp_path / "1.safetensors"
+    )
     safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "2.safetensors")
     placed = {"a": "2.safetensors", "b": "1.safetensors"}
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": placed}))
@@ -269,7 +269,9 @@ def fuzz(folder: Path, count: int, seed: int) -> tuple[int, int]:
             for _ in range(chance.randint(1, 4)):
                 data[chance.randrange(header)] ^= 1 << chance.randrange(8)
         elif way == 2:
-            data[:8] = struct.pack("<Q", chance.choice((0, 1, 2**63, chance.getrandbits(64))) >> chance.randrange(64))
+            data[:8] = struct.pack(
+                "<Q", chance.choice((0, 1, 2**63, chance.getrandbits(64))) >> chance.randrange(64)
+            )
         elif way == 3:
             place = chance.randrange(header)
             data[place:place] = chance.choice((b"9", b'"', b"-", b"e9", b"{", b",", b"\\u0000"))
