@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import typer
 
 from cli.commands import (
+    chat,
+    export,
     generate,
+    import_model,
     plot,
     recipes,
     runs,
@@ -16,6 +19,7 @@ from cli.commands import (
     tokenize,
     train,
     train_tokenizer,
+    verify,
 )
 from engine.errors import EngineError
 
@@ -35,8 +39,12 @@ COMMANDS = {
     "train-tokenizer": train_tokenizer.train_tokenizer,
     "train": train.train,
     "generate": generate.generate,
-    "runs": runs.runs,
+    "chat": chat.chat,
+    "import": import_model.import_model,
+    "export": export.export,
     "show": show.show,
+    "verify": verify.verify,
+    "runs": runs.runs,
     "plot": plot.plot,
 }
 for _name, _function in COMMANDS.items():

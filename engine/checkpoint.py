@@ -14,7 +14,6 @@ swapped: whatever happens, the previous one stays whole. Nothing is pickled.
 """
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -29,7 +28,8 @@ from torch import Tensor
 
 from engine.config import ModelConfig, SampleConfig
 from engine.errors import CheckpointError, ResourceError
-from engine.files import flush, point, sha256
+from engine.files import point
+from engine.manifest import read_json, read_manifest, write_json, write_manifest
 from engine.model.config_json import (
     Stored,
     family_of,
@@ -115,9 +115,9 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     safetensors.torch.save_file(optimizer, folder / "state" / "optimizer.safetensors")
     end = snapshot.tokenizer.end_of_text
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    _write_json(folder / "config.json", to_config_json(model.config) | ends)
+    write_json(folder / "config.json", to_config_json(model.config) | ends)
     sample = snapshot.sample
-    _write_json(
+    write_json(
         folder / "generation_config.json",
         ends
         | {"do_sample": sample.temperature > 0}
@@ -126,24 +126,8 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     )
     snapshot.tokenizer.save(folder, model.config.max_seq_len)
     (folder / "recipe.yaml").write_text(snapshot.recipe_yaml, encoding="utf-8")
-    _write_json(folder / "state" / "state.json", dict(snapshot.state))
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    _write_json(
-        folder / "manifest.json",
-        {"schema": "lm/checkpoint/1", "step": snapshot.step}
-        | dict(snapshot.facts)
-        | {
-            "files": {
-                file.relative_to(folder).as_posix(): {
-                    "bytes": file.stat().st_size,
-                    "sha256": sha256(file),
-                }
-                for file in files
-            }
-        },
-    )
-    for path in (*files, folder / "manifest.json", folder / "state", folder):
-        flush(path)
+    write_json(folder / "state" / "state.json", dict(snapshot.state))
+    write_manifest(folder, {"step": snapshot.step} | dict(snapshot.facts))
 
 
 def _joined(item: Stored, state: Mapping[str, Tensor]) -> Tensor:
@@ -158,59 +142,6 @@ def _shape(item: Stored, state: Mapping[str, Tensor]) -> tuple[int, ...]:
     rows = sum(state[part].shape[0] for part in item.parts)
     shape = (rows, *state[item.parts[0]].shape[1:])
     return shape[::-1] if item.transposed else shape
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def read_manifest(folder: Path, hash_up_to: float = 64e6) -> dict[str, Any]:
-    """Read a checkpoint's manifest and compare its files with it.
-
-    All sizes, and the sha256 of files up to `hash_up_to` bytes: larger ones take longer to hash
-    than to load, and `lm verify` does it.
-
-    Raises: CheckpointError naming the file that is missing, cut short or changed.
-    """
-    manifest = read_json(folder / "manifest.json")
-    try:
-        files = {n: (entry["bytes"], entry["sha256"]) for n, entry in manifest["files"].items()}
-        whole = bool(files) and "step" in manifest
-    except (TypeError, KeyError, AttributeError):
-        files, whole = {}, False
-    if not whole:
-        raise CheckpointError(f"{folder}/manifest.json: not a manifest; use another checkpoint")
-    for name, (length, digest) in files.items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{folder}: {name} is missing; the checkpoint is incomplete")
-        size = file.stat().st_size
-        if size != length:
-            raise CheckpointError(
-                f"{file}: {size} bytes instead of {length}; the file is cut short or changed, use"
-                " another checkpoint"
-            )
-        if size <= hash_up_to and sha256(file) != digest:
-            raise CheckpointError(
-                f"{file}: its sha256 differs from manifest.json; the file is corrupt or changed,"
-                " use another checkpoint"
-            )
-    return manifest
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a checkpoint. Raises: CheckpointError if missing or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """Read the shape of a checkpoint's model."""
-    return from_config_json(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def load_model(

@@ -60,3 +60,9 @@ def kv_bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:
     """Return the cache that one more token of context needs, in all full-attention layers."""
     full = sum(not config.window(layer) for layer in range(config.n_layers))
     return 2 * full * config.n_kv_heads * config.head_dim * bytes_per_number
+
+
+def kv_fixed_bytes(config: ModelConfig, bytes_per_number: int = 4) -> int:
+    """Return the cache that windowed layers need in all, however long the context is."""
+    windows = sum(config.window(layer) for layer in range(config.n_layers))
+    return 2 * windows * config.n_kv_heads * config.head_dim * bytes_per_number

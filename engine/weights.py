@@ -58,8 +58,10 @@ class Weights:
         """
         self.folder = folder
         self.specs: dict[str, TensorSpec] = {}
+        self.files: list[Path] = []
         self._file_of: dict[str, Any] = {}
         for file, expected in _files(folder).items():
+            self.files.append(folder / file)
             try:
                 opened = safetensors.safe_open(folder / file, framework="pt")
                 found = set(opened.keys())

@@ -16,6 +16,7 @@ FLOORS = [
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
     ("engine.hardware",),
     ("engine.model", "engine.weights"),
+    ("engine.manifest",),
     ("engine.checkpoint",),
     ("engine.interop",),
     ("engine.data",),
@@ -25,7 +26,7 @@ FLOORS = [
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])
 MODULES = [path for path in SOURCES if path.name != "__init__.py"]
 # Optional packages are imported where they are needed, so that the rest works without them.
-LATE_IMPORTS = {"pyarrow", "pyppmd", "pydoc_data", "matplotlib"}
+LATE_IMPORTS = {"pyarrow", "pyppmd", "pydoc_data", "matplotlib", "gguf", "huggingface_hub"}
 
 
 def floor_of(module: str) -> tuple[int, str]:

@@ -7,7 +7,7 @@ its equality test against transformers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Raw = Mapping[str, Any]  # a config.json
@@ -26,7 +26,6 @@ class Family:
     typed: bool = False  # windowed layers are listed in layer_types
     tensors: Mapping[str, str | tuple[str, ...]]  # their name → ours, several when fused; {i} layer
     transposed: tuple[str, ...] = ()  # their names whose matrices lie as (in, out)
-    buffers: tuple[str, ...] = field(default=(".rotary_emb.inv_freq",))  # endings without weights
 
 
 def _all(raw: Raw) -> Iterator[bool]:
@@ -342,7 +341,6 @@ FAMILIES: dict[str, Family] = {
             "lm_head": "lm_head",
         },
         transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-        buffers=(".attn.bias", ".attn.masked_bias"),
     ),
 }
 

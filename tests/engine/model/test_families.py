@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import checkpoint
+from engine import checkpoint, manifest
 from engine.config import RopeScaling
 from engine.model.cache import KVCache
 from engine.model.config_json import family_of, from_config_json, to_config_json
@@ -300,7 +300,7 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 @pytest.fixture(autouse=True)
 def _no_hashes(monkeypatch):
     """The manifests here are stubs; `tests/engine/test_checkpoint.py` tests the hashes."""
-    monkeypatch.setattr(checkpoint, "sha256", lambda path: "x")
+    monkeypatch.setattr(manifest, "sha256", lambda path: "x")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import models, processors, trainers
+from tokenizers import decoders, models, processors, trainers
 
 from engine.config import TokenizerConfig
 from engine.errors import CheckpointError, DataError
@@ -289,34 +289,40 @@ def test_a_missing_tokenizer_is_named(tmp_path):
 def test_a_malformed_tokenizer_is_named(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{file} is not a tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=rf"{file}.* is not a tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path):
+def trained(text, decoder):
     inner = FastTokenizer(models.BPE())
     trainer = trainers.BpeTrainer(special_tokens=[END_OF_TEXT], show_progress=False)
-    inner.train_from_iterator(["日本語"], trainer)
-    inner.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: token \d .* not byte-level BPE"):
+    inner.train_from_iterator([text], trainer)
+    inner.decoder = decoder
+    return inner
+
+
+def test_a_tokenizer_without_decoder_is_refused(tmp_path):
+    trained("日本語", None).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: it has no decoder"):
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_without_all_bytes_is_refused(tmp_path):
-    inner = FastTokenizer(models.BPE())
-    trainer = trainers.BpeTrainer(special_tokens=[END_OF_TEXT], show_progress=False)
-    inner.train_from_iterator(["aabb"], trainer)
-    inner.save(str(tmp_path / "tokenizer.json"))
+def test_a_tokenizer_without_all_bytes_is_refused_for_training(tmp_path):
+    trained("aabb", decoders.ByteLevel()).save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).decode([1, 2]) == "ab"
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: .* lacks 254 of the 256 bytes"):
-        load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path, exact=True)
 
 
-def test_a_tokenizer_without_end_of_text_is_refused(tokenizer, tmp_path):
+def test_an_end_of_text_is_missed_only_when_needed(tokenizer, tmp_path):
     definition = json.loads(tokenizer.to_json())
     definition["added_tokens"] = []
     for special in SPECIAL_TOKENS:
         token_id = definition["model"]["vocab"].pop(special)
         definition["model"]["vocab"]["~~" * (token_id + 1)] = token_id
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: .* no <\|endoftext\|> token"):
-        load_tokenizer(tmp_path)
+    endless = load_tokenizer(tmp_path)
+    assert endless.ends == frozenset()
+    assert endless.decode(endless.encode("text")) == "text"
+    with pytest.raises(CheckpointError, match=r"no end-of-text token; name one as eos_token"):
+        _ = endless.end_of_text

@@ -1,0 +1,301 @@
+"""Conversations to prompt ids, by the checkpoint's own chat template, for every command.
+
+The template is filled in by a process apart (`renderer.py`), its control tokens are kept from
+content (`guard.py`), and the ids are final. Text and ids are those of `transformers`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import accumulate
+from typing import Any
+
+from engine.errors import CheckpointError, DataError
+from engine.text.guard import Guard
+from engine.text.renderer import Renderer
+from engine.text.tokenizer import Tokenizer
+
+NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names that templates read it under
+GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as the model reads it."""
+
+    text: str
+    ids: list[int]  # final: if the model wants a BOS, it is the first
+    kept_as_text: tuple[str, ...]  # what only looks like a control token, in the content
+
+
+def render(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[Message] | None = None,
+    add_generation_prompt: bool = True,
+    continue_last: bool = False,
+    variables: Message | None = None,
+    renderer: Renderer | None = None,
+    now: datetime | None = None,
+) -> Rendered:
+    """Render a conversation with the template of `tokenizer`, ready for the model.
+
+    `continue_last` leaves the last message open for the model to go on with; `variables` are for
+    the template (`enable_thinking`); `now` is its clock. Give a `renderer` to render many.
+
+    Raises: CheckpointError if there is no template or it fails; DataError if it rejects `messages`.
+    """
+    filling = _Filling(messages, tokenizer, tools, variables, now)
+    if continue_last:
+        filling.leave_open()
+    with nullcontext(renderer) if renderer else Renderer() as process:
+        shaded = filling.shaded(process, add_generation_prompt and not continue_last)
+    return filling.rendered(filling.cut(shaded) if continue_last else shaded)
+
+
+def find_answers(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[Message] | None = None,
+    variables: Message | None = None,
+    last_only: bool = False,
+    renderer: Renderer | None = None,
+    now: datetime | None = None,
+) -> tuple[Rendered, list[range]]:
+    """Render a whole conversation and find which ids are the assistant's, each answer's end too.
+
+    Answers are the template's `{% generation %}` blocks if it has any. Else the prompt of each, and
+    the conversation up to it, must be how the whole begins, in text and in ids. Nothing is guessed.
+
+    Raises: DataError if that does not hold, beside what `render` raises.
+    """
+    filling = _Filling(messages, tokenizer, tools, variables, now or datetime.now())
+    with nullcontext(renderer) if renderer else Renderer() as process:
+        shaded = filling.shaded(process, prompt=False)
+        if GENERATION.search(filling.template):
+            spans = filling.marked_answers(process, shaded)[-1 if last_only else 0 :]
+        else:
+            numbers = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
+            chosen = numbers[-1 if last_only else 0 :]
+            spans = [filling.answer(process, shaded, number) for number in chosen]
+    whole = filling.rendered(shaded)
+    places = [range(*(filling.place(shaded[:at], whole.ids) for at in span)) for span in spans]
+    return whole, places
+
+
+def ignores_system(messages: Sequence[Message], tokenizer: Tokenizer, **options: Any) -> bool:
+    """Tell whether the template leaves out the system messages; `options` are those of `render`."""
+    others = [message for message in messages if message.get("role") != "system"]
+    if not others or len(others) == len(messages):
+        return False
+    with_them = render(messages, tokenizer, **options).text
+    try:
+        return render(others, tokenizer, **options).text == with_them
+    except DataError:  # it wants a system message
+        return False
+
+
+class _Filling:
+    """A conversation, its template, and all that filling it in again takes."""
+
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        tools: Sequence[Message] | None,
+        variables: Message | None,
+        now: datetime | None,
+    ) -> None:
+        if not tokenizer.template:
+            raise CheckpointError(
+                "the checkpoint has no chat template; models tuned for conversation have one (their"
+                " names say instruct, chat or it), base models only continue text"
+            )
+        if not messages:
+            raise DataError("the conversation has no messages")
+        self.template = tokenizer.template
+        self.tokenizer = tokenizer
+        self.now = now
+        self.given = {
+            "messages": [_as_templates_expect(message) for message in messages],
+            "tools": tools,
+            "variables": dict(variables or {}),
+        }
+        self.guard = Guard(self.given, tokenizer)
+
+    def fill(
+        self,
+        process: Renderer,
+        given: Message,
+        prompt: bool,
+        marks: tuple[str, str] | None = None,
+    ) -> str:
+        """Return the text of the template for `given`, which may hold stand-ins."""
+        frame = {
+            "messages": given["messages"],
+            "tools": given["tools"],
+            "documents": None,
+            "add_generation_prompt": prompt,
+        }
+        names = _named_tokens(self.tokenizer) | given["variables"]
+        text = process.fill(self.template, names | frame, self.now, marks)
+        return self.guard.unescape(text)
+
+    def shaded(self, process: Renderer, prompt: bool) -> str:
+        """Return the rendering with stand-ins wherever content would write a control token."""
+        shaded = self.fill(process, self.guard.mark(self.given), prompt)
+        probe = self.guard.probe(self.given)
+        if probe != self.given:
+            # A token put together at a seam, or by a filter, is one that the probe does not have.
+            probed = self.fill(process, probe, prompt)
+            if self.guard.controls(probed) != self.guard.controls(shaded):
+                shaded = probed
+        return shaded
+
+    def rendered(self, shaded: str) -> Rendered:
+        """Return text and ids of a rendering with stand-ins."""
+        text = self.guard.reveal(shaded)
+        literal = tuple(text[start:end] for start, end in self.guard.literal(shaded))
+        return Rendered(text, self.ids(shaded), literal)
+
+    def ids(self, shaded: str) -> list[int]:
+        """Return the ids of a rendering with stand-ins; they begin with one BOS if any is due."""
+        ids = self.guard.encode(shaded)
+        bos = self.tokenizer.bos
+        if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids
+
+    def leave_open(self) -> None:
+        """Mark the end of the last text of the last message, for `cut`."""
+        last = self.given["messages"][-1]
+        mark = self.guard.end + " "  # the space tells whether the template trims
+        content = last.get("content")
+        parts = [{"text": content}] if isinstance(content, str) else content or []
+        texts = [part for part in parts if isinstance(part, Mapping) and "text" in part]
+        if not texts or not isinstance(texts[-1]["text"], str):
+            raise DataError("the last message has no text to continue")
+        self.last_text = texts[-1]["text"]
+        opened = {**texts[-1], "text": self.last_text + mark}
+        content = [opened if part is texts[-1] else part for part in parts]
+        last["content"] = content if isinstance(last["content"], list) else opened["text"]
+
+    def cut(self, shaded: str) -> str:
+        """Return what comes before the mark that `leave_open` put."""
+        head, mark, rest = shaded.rpartition(self.guard.end)
+        if not mark or self.last_text.strip() not in self.guard.reveal(shaded):
+            raise DataError(
+                "the last message cannot be continued: the chat template leaves out or rewrites it"
+            )
+        return head if rest.startswith(" ") else head.rstrip()
+
+    def marked_answers(self, process: Renderer, shaded: str) -> list[tuple[int, int]]:
+        """Return where the `{% generation %}` blocks of the template are in a rendering."""
+        begin, end = self.guard.begin_answer, self.guard.end_answer
+        marked = self.fill(process, self.given, False, (begin, end))
+        pieces = re.split(f"[{begin}{end}]", marked)
+        kinds = re.findall(f"[{begin}{end}]", marked)
+        if "".join(pieces) != self.guard.reveal(shaded) or kinds != [begin, end] * (
+            len(kinds) // 2
+        ):
+            raise DataError("the chat template does not write its generation blocks as they are")
+        places = list(accumulate(map(len, pieces[:-1])))
+        return list(zip(places[::2], places[1::2], strict=True))
+
+    def answer(self, process: Renderer, shaded: str, number: int) -> tuple[int, int]:
+        """Return where a message of the assistant is in a rendering, up to its control token."""
+        whole = self.guard.reveal(shaded)
+        messages = self.given["messages"]
+        ends = []
+        for upto, prompt in ((messages[:number], True), (messages[: number + 1], False)):
+            text = self.fill(process, self.given | {"messages": upto}, prompt) if upto else ""
+            if not text or not whole.startswith(text):
+                raise DataError(
+                    f"which tokens are the answer of message {number + 1} cannot be proved: the"
+                    " chat template writes it differently when the conversation goes on"
+                )
+            ends.append(len(text))
+        start, end = ends
+        controls = self.guard.spans(shaded[start:end])
+        return start, start + controls[-1][1] if controls else end
+
+    def place(self, head: str, ids: list[int]) -> int:
+        """Return how many ids the beginning of a rendering has."""
+        own = self.ids(head)
+        if own != ids[: len(own)]:
+            raise DataError("one token holds the end of a prompt and the beginning of its answer")
+        return len(own)
+
+
+def _as_templates_expect(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as templates expect it: no nulls, reasoning under each of its names."""
+    if not isinstance(message, Mapping):
+        raise DataError(f"a message is an object with a role and content, not {message!r:.40}")
+    kept = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((kept[name] for name in REASONING if name in kept), None)
+    if reasoning is None:
+        return kept
+    return {"thinking": reasoning} | kept | {"reasoning_content": reasoning}
+
+
+def _named_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the tokens that a template may write by name: `bos_token` and its like."""
+    named = {}
+    if tokenizer.bos in tokenizer.special:
+        named["bos_token"] = tokenizer.special[tokenizer.bos]
+    for name in NAMED_TOKENS:
+        token = tokenizer.settings.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, Mapping) else token
+        if isinstance(token, str):
+            named[f"{name}_token"] = token
+    return named
+
+
+def check_messages(value: object, where: str) -> list[dict[str, Any]]:
+    """Return the messages of a conversation read from JSON: a list, or {"messages": a list}.
+
+    Raises: DataError that names the message, counted from 1.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("messages")
+    if not isinstance(value, list):
+        raise DataError(
+            f'{where}: a conversation is a list of messages or an object with "messages"'
+        )
+    if not value:
+        raise DataError(f"{where}: the conversation has no messages")
+    for number, message in enumerate(value, start=1):
+        problem = _problem(message)
+        if problem:
+            raise DataError(f"{where}: message {number} {problem}")
+    return value
+
+
+def _problem(message: object) -> str:
+    """Say what is wrong with one message, if anything."""
+    if not isinstance(message, Mapping):
+        return 'is not an object like {"role": "user", "content": "…"}'
+    if "role" not in message:
+        share_gpt = "from" in message and "value" in message
+        return 'has no "role"' + ('; rename "from" and "value" to "role" and "content"' * share_gpt)
+    if not isinstance(message["role"], str) or not message["role"]:
+        return 'has a "role" that is not a word'
+    content = message.get("content")
+    if content is None:
+        others = message.keys() - {"role", "content"}
+        return "" if any(message[key] is not None for key in others) else 'has no "content"'
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+                return 'has a part of "content" without a "type"'
+            if part["type"] == "text" and not isinstance(part.get("text"), str):
+                return 'has a part of type "text" without its "text"'
+        return ""
+    return "" if isinstance(content, str) else 'has a "content" that is neither text nor a list'
