@@ -45,19 +45,24 @@ def read_manifest(folder: Path, hash_up_to: float = 64e6) -> dict[str, Any]:
     Raises: CheckpointError naming the file that is missing, cut short or changed.
     """
     manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or "step" not in manifest or not manifest.get("files"):
+    try:
+        files = {n: (entry["bytes"], entry["sha256"]) for n, entry in manifest["files"].items()}
+        whole = bool(files) and "step" in manifest
+    except (TypeError, KeyError, AttributeError):
+        files, whole = {}, False
+    if not whole:
         raise CheckpointError(f"{folder}/manifest.json: not a manifest; use another checkpoint")
-    for name, expected in manifest["files"].items():
+    for name, (length, digest) in files.items():
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{folder}: {name} is missing; the checkpoint is incomplete")
         size = file.stat().st_size
-        if size != expected["bytes"]:
+        if size != length:
             raise CheckpointError(
-                f"{file}: {size} bytes instead of {expected['bytes']}; the file is cut short or"
-                " changed, use another checkpoint"
+                f"{file}: {size} bytes instead of {length}; the file is cut short or changed, use"
+                " another checkpoint"
             )
-        if size <= hash_up_to and sha256(file) != expected["sha256"]:
+        if size <= hash_up_to and sha256(file) != digest:
             raise CheckpointError(
                 f"{file}: its sha256 differs from manifest.json; the file is corrupt or changed,"
                 " use another checkpoint"

@@ -39,13 +39,15 @@ SCALING = {
     "short_factor": "short_factors",
     "long_factor": "long_factors",
 }
-SCALING_WORDS = {  # which of them count, by our kind
+BOTH = {"factor", "original_max_position_embeddings"}
+SCALING_WORDS = {  # our kind → the words it understands
+    "none": BOTH,
     "linear": {"factor"},
-    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
-    "yarn": {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow"}
-    | {"attention_factor"},
-    "longrope": {"factor", "original_max_position_embeddings", "short_factor", "long_factor"}
-    | {"attention_factor"},
+    "llama3": BOTH | {"low_freq_factor", "high_freq_factor"},
+    "yarn": BOTH
+    | {"beta_fast", "beta_slow", "attention_factor"}
+    | {"mscale", "mscale_all_dim", "truncate", "finetuned"},
+    "longrope": BOTH | {"short_factor", "long_factor", "attention_factor"},
 }
 SCALING_KINDS = {
     "default": "none",
@@ -86,8 +88,7 @@ def _read(raw: dict[str, Any], family: Family) -> ModelConfig:
     values = dict(family.shape)
     for key, ours in family.keys.items():
         value, names = raw[key], (ours,) if isinstance(ours, str) else ours
-        missing = value is None and names[0] not in NULLABLE
-        if missing or (value == 0 and names[0] in SIZES):
+        if (value is None and names[0] not in NULLABLE) or (value == 0 and names[0] in SIZES):
             raise ValueError(f"{key}={value!r} is not supported")
         values |= dict.fromkeys(names, value) if value is not None else {}
     # Ranges first: what follows counts up to some of these numbers.
@@ -183,7 +184,7 @@ def _read_rope(raw: Mapping[str, Any], values: Mapping[str, Any], family: Family
         raise ValueError(f"partial_rotary_factor={part!r} leaves nothing of a head to rotate")
     read = {"rope_theta": theta, "rotary_dim": rotary_dim}
     if both:
-        if not (isinstance(local, (int, float)) and local >= 1):
+        if local is None or not local >= 1:
             raise ValueError(f"rope_local_base_freq={local!r} must be at least 1")
         read["local_rope_theta"] = local
     ours = SCALING_KINDS[kind]
@@ -194,31 +195,36 @@ def _read_scaling(
     kind: str, scaling: dict[str, Any], raw: Mapping[str, Any], longest: int
 ) -> dict[str, Any]:
     """Read what stretches the frequencies, with the factors that families leave to be derived."""
+    for key in scaling:
+        if key not in SCALING_WORDS[kind]:
+            raise ValueError(f"rope key {key!r} is not understood for this rope type")
     if kind == "none":
-        if over := set(scaling) - {"factor", "original_max_position_embeddings"}:
-            raise ValueError(f"rope key {min(over)!r} is not understood")
         return {}
-    scaling.pop("finetuned", None)
+    if kind != "linear":
+        inner = scaling.get("original_max_position_embeddings") or longest
+        outer = raw.get("original_max_position_embeddings")
+        scaling["original_max_position_embeddings"] = outer or inner
+    if kind in ("yarn", "longrope"):
+        _derive(scaling, longest)
+    elif lacking := [key for key in SCALING_WORDS[kind] if scaling.get(key) is None]:
+        raise ValueError(f"rope key {min(lacking)} is missing")
+    ours = {SCALING[key]: value for key, value in scaling.items() if value is not None}
+    return {"kind": kind} | ours
+
+
+def _derive(scaling: dict[str, Any], longest: int) -> None:
+    """Work out what YaRN and LongRoPE may leave unsaid."""
     if scaling.pop("truncate", True) is not True:
         raise ValueError("rope truncate=false is not supported")
+    scaling.pop("finetuned", None)
+    if scaling.get("factor") is None:
+        scaling["factor"] = longest / scaling["original_max_position_embeddings"]
+    if "long_factor" in scaling:  # LongRoPE's factor only sharpens attention, never below one
+        scaling["factor"] = max(1.0, scaling["factor"])
     scale, scale_all = scaling.pop("mscale", None), scaling.pop("mscale_all_dim", None)
-    outer = raw.get("original_max_position_embeddings")
-    if kind in ("yarn", "llama3", "longrope"):
-        if outer:
-            scaling["original_max_position_embeddings"] = outer
-        scaling.setdefault("original_max_position_embeddings", longest)
-        if scaling.get("factor") is None:
-            scaling["factor"] = longest / scaling["original_max_position_embeddings"]
     if scale and scale_all and scaling.get("attention_factor") is None:  # DeepSeek's form of YaRN
         grown = math.log(scaling["factor"])
         scaling["attention_factor"] = (0.1 * scale * grown + 1) / (0.1 * scale_all * grown + 1)
-    for key in scaling:
-        if key not in SCALING_WORDS[kind]:
-            raise ValueError(f"rope key {key!r} is not understood for rope type {kind!r}")
-    if kind == "longrope":
-        scaling["factor"] = max(1.0, scaling["factor"])
-    ours = {SCALING[key]: value for key, value in scaling.items() if value is not None}
-    return {"kind": kind} | ours
 
 
 def _read_no_rope(raw: dict[str, Any]) -> int:

@@ -342,11 +342,22 @@ ROPES = {
     "a key of another kind": ({"rope_type": "linear", "factor": 2.0, "beta_fast": 1}, "beta_fast"),
     "llama3 with factors": (LLAMA3 | {"attention_factor": 2.0}, "attention_factor"),
     "llama3 upside down": (LLAMA3 | {"low_freq_factor": 4.0}, "low_freq_factor"),
+    "mscale of another kind": ({"rope_type": "linear", "factor": 2.0, "mscale": 1.0}, "mscale"),
+    "linear without a factor": ({"rope_type": "linear"}, "factor is missing"),
+    "linear by null": ({"type": "linear", "factor": None}, "factor is missing"),
+    "llama3 without its bounds": (
+        {"rope_type": "llama3", "factor": 2.0, "high_freq_factor": 4.0},
+        "low_freq_factor is missing",
+    ),
     "a factor below one": ({"rope_type": "linear", "factor": 0.5}, "factor"),
     "a factor in words": ({"rope_type": "yarn", "factor": "4"}, "factor"),
     "NaN": ({"rope_type": "yarn", "factor": math.nan}, "factor"),
     "infinity": ({"rope_type": "linear", "factor": math.inf}, "factor"),
     "null theta": ({"rope_type": "default", "rope_theta": None}, "rope_theta"),
+    "yarn into a shorter context": (
+        {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 128},
+        "factor=0.5",
+    ),
     "no truncation": ({"rope_type": "yarn", "factor": 2.0, "truncate": False}, "truncate"),
     "no beta": ({"rope_type": "yarn", "factor": 2.0, "beta_fast": 0}, "beta_fast"),
     "longrope without factors": ({"rope_type": "longrope"}, "factors"),
@@ -432,8 +443,10 @@ def test_layers_without_a_pattern_are_refused(name):
 
 @pytest.mark.parametrize(
     "types",
-    [[S] * 6, [FULL] * 6, [S, FULL] * 3, [S, S, FULL] * 2, [FULL] * 2 + [S] * 4, [S] * 5 + [FULL]]
-    + [[FULL, S, FULL, S, FULL, S]],
+    [
+        *([S] * 6, [FULL] * 6, [S, FULL] * 3, [S, S, FULL] * 2, [S] * 5 + [FULL]),
+        *([FULL] * 2 + [S] * 4, [FULL, S, FULL, S, FULL, S]),
+    ],
     ids=lambda types: "".join(kind[0] for kind in types),
 )
 def test_layers_with_a_pattern_are_read_as_listed(types):

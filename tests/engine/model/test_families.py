@@ -6,13 +6,14 @@ that transformers writes today.
 """
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine import checkpoint
+from engine import checkpoint, manifest
 from engine.config import RopeScaling
 from engine.model.cache import KVCache
 from engine.model.config_json import family_of, from_config_json, to_config_json
@@ -171,6 +172,33 @@ WINDOWS = {"use_sliding_window": True, "sliding_window": 7}
 # What published members of a family do not have, and its words can say.
 PECULIAR = {
     "llama linear": ("SmolLM2", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+    "llama longrope, context never stretched": (
+        "SmolLM2",
+        {
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.2, 1.4],
+                "long_factor": [1.0, 2.5, 5.0, 6.5],
+                "original_max_position_embeddings": 96,
+            }
+        },
+    ),
+    "llama longrope, factor given": (
+        "SmolLM2",
+        {
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.2, 1.4],
+                "long_factor": [1.0, 2.5, 5.0, 6.5],
+                "original_max_position_embeddings": 16,
+                "factor": 3.0,
+            }
+        },
+    ),
+    "qwen2 yarn, factor left out": (
+        "Qwen2.5",
+        {"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 24}},
+    ),
     "llama dynamic": ("SmolLM2", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}),
     "llama biases": ("SmolLM2", {"attention_bias": True, "mlp_bias": True}),
     "llama untied, one key head": (
@@ -272,7 +300,7 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 @pytest.fixture(autouse=True)
 def _no_hashes(monkeypatch):
     """The manifests here are stubs; `tests/engine/test_checkpoint.py` tests the hashes."""
-    monkeypatch.setattr(checkpoint, "sha256", lambda path: "x")
+    monkeypatch.setattr(manifest, "sha256", lambda path: "x")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -294,7 +322,7 @@ def test_cached_logits_equal_transformers(name, oracle):
     for cuts in (range(LONG + 1), (0, 5, 6, 17, LONG)):
         cache = KVCache(model.config, rows=2, capacity=LONG)
         with torch.no_grad():
-            parts = [model(it.tokens[:, a:b], cache) for a, b in zip(cuts, cuts[1:])]
+            parts = [model(it.tokens[:, a:b], cache) for a, b in itertools.pairwise(cuts)]
         assert_close(torch.cat(parts, dim=1), it.long)
 
 

@@ -212,7 +212,7 @@ def test_a_scaling_changes_something(name):
 
 @pytest.mark.parametrize("name", ["llama3, Llama 3.1", "yarn, Qwen 2.5"])
 def test_fast_pairs_are_kept_and_slow_ones_stretched_by_hand(name):
-    """What turns often in the old context tells neighbours apart; what turns less than once, not."""
+    """What turns often in the old context tells neighbours apart; slower pairs do not."""
     config = scaled(name)
     scaling = config.rope_scaling
     plain = frequencies(ModelConfig(head_dim=config.head_dim, rope_theta=config.rope_theta))
