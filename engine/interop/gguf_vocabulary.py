@@ -21,7 +21,10 @@ from engine.errors import CheckpointError
 from engine.text.tokenizer import SPLITS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
+SPACE = "▁"  # what SentencePiece writes for it
+TRIM = ({"Regex": r"\A +| +\z"}, {"Regex": " {2,}"})  # what becomes nothing, what one space
 AGAIN = "convert or download the file again"
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 MAX_TOKENS, MAX_TOKEN_LENGTH, MAX_CHARACTERS = 2**21, 1024, 2**24  # beyond any published one
 
 ROLES = {
@@ -169,7 +172,10 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str) -> Vocabulary:
     pre = _read_pre(keys) if kind == "gpt2" else Pre(())
     tokens = _read_tokens(keys)
     types, scores = _read_types_and_scores(keys, len(tokens), kind)
-    roles = _read_roles(keys, SILENT_ROLES[kind], types)
+    roles = _read_roles(keys, kind, types)
+    bytes_too = kind == "llama" and set(BYTES) <= set(tokens)
+    if kind != "gpt2" and "unk_token" not in roles and not bytes_too:
+        raise keys.error("there is no token for characters outside the vocabulary")
     while _is_padding(tokens[-1], types[-1]) and len(tokens) - 1 not in roles.values():
         tokens.pop()  # a row of the embedding that the published vocabulary does not have
         types.pop()
@@ -249,7 +255,7 @@ def _read_tokens(keys: Keys) -> list[str]:
     return tokens
 
 
-def _read_roles(keys: Keys, silent: Mapping[str, int], types: list[int]) -> dict[str, int]:
+def _read_roles(keys: Keys, kind: str, types: list[int]) -> dict[str, int]:
     """Return the ids of the tokens with a role, as far as they are known.
 
     A converter that had no unknown or padding token may have named an ordinary one, such as `!`.
@@ -257,11 +263,12 @@ def _read_roles(keys: Keys, silent: Mapping[str, int], types: list[int]) -> dict
     """
     roles = {}
     for role, key in ROLES.items():
-        token_id = keys.one(key, int, silent.get(role, -1))
+        token_id = keys.one(key, int, SILENT_ROLES[kind].get(role, -1))
         if key in keys.metadata and not 0 <= token_id < len(types):
             raise keys.error(f"{key} {token_id} is outside 0 … {len(types) - 1}")
         if 0 <= token_id < len(types):
-            ordinary = types[token_id] == NORMAL and role in ("unk_token", "pad_token")
+            needless = role == "pad_token" or (role == "unk_token" and kind != "t5")
+            ordinary = needless and types[token_id] == NORMAL
             if not ordinary:
                 roles[role] = token_id
     return roles
@@ -282,15 +289,35 @@ def _read_merges(keys: Keys, tokens: list[str], required: bool) -> list[tuple[st
 
 
 def _read_charsmap(keys: Keys) -> bytes:
-    """Return SentencePiece's table of replacements: the size of a trie, the trie, the strings."""
+    """Return SentencePiece's table of replacements: the size of a trie, the trie, the strings.
+
+    The library that walks the trie trusts it, so every step it could take is checked first.
+    """
     values = keys.many("tokenizer.ggml.precompiled_charsmap", {int})
     if not all(-128 <= value <= 255 for value in values):
         raise keys.error("tokenizer.ggml.precompiled_charsmap does not hold bytes")
     charsmap = bytes(value & 255 for value in values)
-    trie = int.from_bytes(charsmap[:4], "little")
-    if charsmap and (trie % 4 or not 4 <= trie < len(charsmap) - 4):
+    size = int.from_bytes(charsmap[:4], "little")
+    if charsmap and (size % 4 or not 4 <= size <= len(charsmap) - 4):
         raise keys.error("tokenizer.ggml.precompiled_charsmap is cut short")
+    if charsmap and not _is_trie(charsmap[4 : size + 4], charsmap[size + 4 :]):
+        raise keys.error("tokenizer.ggml.precompiled_charsmap points outside itself")
     return charsmap
+
+
+def _is_trie(units: bytes, strings: bytes) -> bool:
+    """Tell whether each node of a double array has its children, and its string, within bounds."""
+    unit = np.frombuffer(units, "<u4").astype(np.int64)
+    child = np.arange(len(unit)) ^ ((unit >> 10) << ((unit & 512) >> 6))
+    node = unit < 2**31  # the others are values: where in `strings` a replacement starts
+    if not node[0] or (child[node] | 255).max() >= len(unit):
+        return False
+    value = unit[child[node & (unit & 256 > 0)]] & (2**31 - 1)
+    try:
+        starts = np.cumsum([len(c.encode()) for c in strings.decode()])
+    except UnicodeDecodeError:
+        return False
+    return bool(np.isin(value, [0, *starts]).all() and (value < len(strings)).all())
 
 
 def merges_from_scores(
