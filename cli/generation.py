@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.text.chat import Rendered, render
-from engine.text.renderer import Renderer
-
 from cli.chat import Chat, read_messages, typed_lines
 from cli.render import emit, emit_json, say
 from engine.checkpoint import load_model, sample_defaults
@@ -22,6 +19,8 @@ from engine.generate.session import ANSWER, Session
 from engine.hardware import peak_memory, pick_device, pick_dtype, use_threads
 from engine.manifest import read_json
 from engine.model.transformer import Transformer
+from engine.text.chat import Rendered, render
+from engine.text.renderer import Renderer
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -25,7 +25,7 @@ from engine.errors import EngineError
 
 app = typer.Typer(
     name="lm",
-    help="A workbench for language models: tokenize, train, generate and measure.",
+    help="A workbench for language models: train, import, chat, generate and measure.",
     epilog="Begin with: lm train stdlib, then lm generate 'def ' -m stdlib",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -7,6 +7,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_anything_else_is_a_path(tmp_path):
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's interface as downloading asks for."""
 
-    files: dict[str, bytes] = {}
+    files: ClassVar[dict[str, bytes]] = {}
     commit = "0" * 40
 
     def do_HEAD(self) -> None:
