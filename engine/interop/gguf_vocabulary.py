@@ -49,9 +49,7 @@ class Pre:
 
     splits: tuple[str, ...]  # each cuts what the ones before it left whole
     ignore_merges: bool = False  # a word that is a token is taken whole, whatever the merges say
-    nfc: bool = (
-        False  # the published tokenizer composes characters first, though llama.cpp does not
-    )
+    nfc: bool = False  # published tokenizers compose characters first; llama.cpp never does
     add_bos: bool = False  # where the file does not say
 
 
