@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,7 @@ class Pre:
 
     splits: tuple[str, ...]  # each cuts what the ones before it left whole
     ignore_merges: bool = False  # a word that is a token is taken whole, whatever the merges say
-    nfc: bool = (
-        False  # the published tokenizer composes characters first, though llama.cpp does not
-    )
+    nfc: bool = False  # published tokenizers compose characters first; llama.cpp never does
     add_bos: bool = False  # where the file does not say
 
 
@@ -90,7 +89,8 @@ FAMILIES = [
     ),
     ("glm4", Pre((LLAMA3,), ignore_merges=True)),
     ("smaug-bpe dbrx chatglm-bpe", Pre((LLAMA3,))),
-    ("qwen2 deepseek-r1-qwen megrez", Pre((QWEN2,), nfc=True)),
+    ("qwen2", Pre((QWEN2,), nfc=True)),
+    ("deepseek-r1-qwen megrez", Pre((QWEN2,))),
     ("qwen35", Pre((QWEN35,), nfc=True)),
     ("tekken", Pre((TEKKEN,), ignore_merges=True, add_bos=True)),
     ("gpt-4o llama4", Pre((GPT4O,))),
@@ -153,7 +153,7 @@ class Vocabulary:
     template: str
     context_length: int
 
-    @property
+    @cached_property
     def ids(self) -> dict[str, int]:
         """Return the id of every token."""
         return {token: token_id for token_id, token in enumerate(self.tokens)}
