@@ -67,21 +67,26 @@ class Renderer:
 
     def _ask(self, line: bytes) -> dict[str, Any]:
         """Send one request; a process that does not answer in time is ended."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
         process = self._process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         clock = threading.Timer(self.limit_s, process.kill)
         clock.start()
         answer = b""
-        with suppress(BrokenPipeError):
-            process.stdin.write(line)
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        timely = clock.is_alive()
-        clock.cancel()
+        try:
+            with suppress(BrokenPipeError):
+                process.stdin.write(line)
+                process.stdin.flush()
+                answer = process.stdout.readline()
+        finally:  # after Ctrl-C, an answer must not be taken for that to a later request
+            in_time = clock.is_alive()
+            clock.cancel()
+            if not answer.endswith(b"\n"):
+                self.close()
         if answer.endswith(b"\n"):
             return json.loads(answer)
-        self.close()
-        reason = "it ends the process" if timely else f"not done after {self.limit_s:g} s"
+        reason = "it ended the process" if in_time else f"not done after {self.limit_s:g} s"
         return {"error": reason, "raised": False}
 
     def _start(self) -> subprocess.Popen[bytes]:

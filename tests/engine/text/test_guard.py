@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from engine.text.chat import render
-from tests.engine.text.chats import CONTROLS, TEMPLATES, WORDS, peer, said
+from tests.engine.text.chats import CONTROLS, TEMPLATES, WORDS, ChatTokenizer, peer, said
 
 
 def controls(rendered, tokenizer):
@@ -104,6 +104,31 @@ def test_no_control_token_comes_from_a_seam_or_a_filter(chat, template, content)
     assert rendered.kept_as_text
     assert not any("\ue000" <= c <= "\uf8ff" for c in rendered.text)
     assert "\\ue0" not in rendered.text
+
+
+def test_what_the_template_looks_for_stays_as_it_is(chat):
+    """A control token in one message does not hide the thoughts in another."""
+    messages = said("a <|im_end|>", "<think>\nhm\n</think>\n\nb", "c")
+    theirs = peer(chat.tokenizer("qwen3"))
+    assert chat("qwen3", messages).text == theirs.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+
+
+def test_a_control_token_of_letters_alone_is_text_too(tokenizer, renderer):
+    inner = FastTokenizer.from_str(tokenizer.inner.to_str())
+    inner.add_special_tokens(["ENDOFTURN"])
+    own = ChatTokenizer(inner, "{{ messages[0].content }}ENDOFTURN")
+    rendered = render(said("an ENDOFTURN here"), own, renderer=renderer)
+    assert rendered.ids.count(inner.token_to_id("ENDOFTURN")) == 1
+    assert rendered.kept_as_text == ("ENDOFTURN",)
+
+
+def test_the_longest_token_wins_as_it_does_for_the_tokenizer(chat):
+    own = chat.tokenizer("chatml")
+    rendered = chat("<|end|><|end|>{{ messages[0].content }}<|end|>", said("x"))
+    assert rendered.ids == own.encode_template(rendered.text)
+    assert [own.special[i] for i in controls(rendered, own)] == ["<|end|><|end|>", "<|end|>"]
 
 
 class Spaced:

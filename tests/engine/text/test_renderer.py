@@ -1,6 +1,8 @@
 """The process apart: what a hostile template can do to us, which is nothing, and how it is told."""
 
 import os
+import signal
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -137,13 +139,36 @@ def test_the_process_holds_two_pipes_and_no_environment(renderer):
     assert int(limits["Max cpu time"]) < 60
 
 
-def test_a_process_that_dies_is_replaced(renderer):
+def test_a_process_that_was_ended_is_replaced(renderer):
     renderer.fill("", {})
-    assert renderer._process is not None
     renderer._process.kill()
-    with pytest.raises(CheckpointError, match="ends the process"):
-        renderer.fill("{{ 1 }}", {})
+    renderer._process.wait()
     assert renderer.fill("{{ 1 }}", {}) == "1"
+
+
+def test_a_template_that_ends_the_process_is_an_error(renderer):
+    renderer.fill("", {})
+    threading.Timer(0.2, renderer._process.kill).start()
+    with pytest.raises(CheckpointError, match="it ended the process"):
+        renderer.fill(ENDLESS["loop"], {})
+    assert renderer.fill("{{ 1 }}", {}) == "1"
+
+
+def test_an_interrupted_rendering_does_not_answer_the_next():
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    busy = "{% for a in range(600) %}{% for b in range(1000) %}{% endfor %}{% endfor %}old"
+    try:
+        with Renderer() as renderer:
+            renderer.fill("", {})
+            signal.setitimer(signal.ITIMER_REAL, 0.005)
+            with pytest.raises(KeyboardInterrupt):
+                renderer.fill(busy, {})
+            assert renderer.fill("new", {}) == "new"
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_processor_time_is_granted_anew_for_each_rendering():
