@@ -37,14 +37,7 @@ class Settings:
         Raises: CheckpointError if one of them is no name.
         """
         keys = [key for key in self.raw if key.endswith("_token") and not key.startswith("add_")]
-        found = {self.name(key) for key in keys}
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            several = self.raw.get(key) or []
-            if not isinstance(several, (list, dict)):
-                raise CheckpointError(f"{key} is not a list; write one of tokens' names")
-            values = several.values() if isinstance(several, dict) else several
-            found |= {_name(value, key) for value in values}
-        return {name for name in found if name}
+        return {name for name in map(self.name, keys) if name}
 
     @property
     def add_bos(self) -> bool:

@@ -57,8 +57,12 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True  # text never becomes a control token
-        named = (name for name in sorted(settings.names()) if inner.token_to_id(name) is not None)
-        inner.add_special_tokens([AddedToken(name, normalized=False) for name in named])
+        known = {token.content: token for token in inner.get_added_tokens_decoder().values()}
+        for name in sorted(settings.names()):
+            token = known.get(name, AddedToken(name, normalized=False))
+            if not token.special and inner.token_to_id(name) is not None:
+                token.special = True
+                inner.add_special_tokens([token])
         self._names = names(inner)
         self.vocab_size = len(self._names)
         added = inner.get_added_tokens_decoder()
@@ -89,7 +93,8 @@ class Tokenizer:
         for step in steps(state(self.inner.post_processor)):
             match step:
                 case {"type": "TemplateProcessing", "single": [{"SpecialToken": first}, *_]}:
-                    return self._id_of(first["id"]), True
+                    bos = self._id_of(first["id"])
+                    return bos, bos is not None
                 case {"type": "TemplateProcessing"}:
                     return bos, False
         return bos, settings.add_bos and bos is not None
@@ -211,9 +216,8 @@ class Tokenizer:
     def prompt(self, data: bytes) -> list[int]:
         """Return the ids of the beginning of a text, as the model was trained to see it."""
         ids = self.encode_bytes(data)
-        if self.bos is None or not self.add_bos or ids[:1] == [self.bos]:
-            return ids
-        return [self.bos, *ids]
+        wanted = [self.bos] if self.bos is not None and self.add_bos else []
+        return ids if ids[:1] == wanted else wanted + ids
 
     def _encode_runs(self, data: bytes, *, parse_special: bool) -> list[int]:
         """Encode runs of valid UTF-8 as text, and the bytes between them one by one."""
@@ -260,7 +264,10 @@ class Tokenizer:
 
         Raises: DataError for an id outside the vocabulary.
         """
-        return b"".join(map(self.piece, ids)).removeprefix(self.spelling.lead)
+        ids, pieces = list(ids), self.pieces
+        for token_id in (min(ids, default=0), max(ids, default=0)):
+            self.piece(token_id)  # all others lie between
+        return b"".join([pieces[token_id] for token_id in ids]).removeprefix(self.spelling.lead)
 
     def piece(self, token_id: int) -> bytes:
         """Return the bytes of one token. Raises: DataError for an id outside the vocabulary."""

@@ -27,14 +27,14 @@ def test_tokens_are_named_bare_or_in_an_object(tmp_path):
         "eos_token": "</s>",
         "pad_token": None,
         "add_bos_token": True,
-        "additional_special_tokens": ["<a>", {"content": "<b>"}],
-        "extra_special_tokens": {"image_token": "<image>"},
+        "image_token": "<image>",
+        "additional_special_tokens": ["<a>"],
         "model_max_length": 1e30,
     }
     settings = read_settings(folder(tmp_path, tokenizer_config__json=config))
     assert settings.raw == config
     assert [settings.name(f"{key}_token") for key in ("bos", "eos", "pad")] == ["<s>", "</s>", None]
-    assert settings.names() == {"<s>", "</s>", "<a>", "<b>", "<image>"}
+    assert settings.names() == {"<s>", "</s>", "<image>"}
     assert settings.add_bos
 
 
@@ -79,9 +79,7 @@ def test_a_malformed_file_is_named(tmp_path, name, content):
         {"eos_token": ["</s>"]},
         {"pad_token": {"content": 5}},
         {"add_bos_token": "yes"},
-        {"additional_special_tokens": 5},
-        {"additional_special_tokens": "<a>"},
-        {"extra_special_tokens": [[]]},
+        {"image_token": [[]]},
         {"chat_template": 5},
         {"chat_template": ["default"]},
         {"chat_template": [{"name": "default", "template": 5}]},
