@@ -2,18 +2,26 @@
 
 import dataclasses
 import secrets
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.chat import Chat, read_messages, typed_lines
 from cli.render import emit, emit_json, say
 from engine.checkpoint import load_model, sample_defaults
+from engine.config import SampleConfig
 from engine.errors import DataError
 from engine.generate.decode import Token, fit_prompt, generate, prefill
-from engine.hardware import peak_memory, pick_device, use_threads
-from engine.text.tokenizer import Tokenizer
+from engine.generate.session import ANSWER, Session
+from engine.hardware import peak_memory, pick_device, pick_dtype, use_threads
+from engine.manifest import read_json
+from engine.model.transformer import Transformer
+from engine.text.chat import Rendered, render
+from engine.text.renderer import Renderer
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +29,9 @@ class Request:
     """What `lm generate` was asked for."""
 
     folder: Path
-    prompt: bytes
+    prompt: bytes = b""
+    messages: list[dict[str, Any]] | None = None  # a conversation in place of a prompt
+    variables: dict[str, Any]  # for the chat template
     wishes: dict[str, Any]  # sampling settings given on the command line
     seed: int | None
     stops: list[str]
@@ -29,6 +39,7 @@ class Request:
     number: int
     on_overflow: str
     device: str
+    dtype: str
 
 
 def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
@@ -36,19 +47,10 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
 
     Raises: DataError for an empty prompt; LimitError if it does not fit the context.
     """
-    if not request.prompt:
-        raise DataError("the prompt is empty: there is nothing to continue")
     use_threads(0)
-    model, tokenizer = load_model(request.folder, pick_device(request.device))
-    settings = dataclasses.replace(sample_defaults(request.folder), **request.wishes)
-    context = model.config.max_seq_len
-    # Nothing goes before the prompt: it need not be the beginning of a document.
-    whole = tokenizer.encode_bytes(request.prompt)
-    if "max_tokens" not in request.wishes and len(whole) < context:
-        # Nobody asked for this length: the checkpoint's default gives way to the context.
-        room = context - len(whole)
-        settings = dataclasses.replace(settings, max_tokens=min(settings.max_tokens, room))
-    prompt = fit_prompt(whole, settings.max_tokens, context, request.on_overflow)
+    model, tokenizer = load_for(request.folder, request.device, request.dtype)
+    whole = read_prompt(request, tokenizer).ids
+    prompt, settings = _fit(request, whole, model.config.max_seq_len)
     if cut := len(whole) - len(prompt):
         say(f"cut {cut:,} of {len(whole):,} prompt tokens ({request.on_overflow})", quiet)
     seed = secrets.randbelow(1 << 31) if request.seed is None else request.seed
@@ -82,6 +84,85 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
             emit_json("generate", facts | {"seed": seed + index} | _result(tokens, tokenizer))
     waited = None if first is None else first - began
     say(_stats(tokens, len(prompt), read - began, waited) + f" · seed {seed}", quiet)
+
+
+def read_prompt(request: Request, tokenizer: Tokenizer) -> Rendered:
+    """Return what the model will read: the conversation in its template, or the prompt itself.
+
+    Raises: DataError if the prompt is empty.
+    """
+    if request.messages is not None:
+        return render(request.messages, tokenizer, variables=request.variables)
+    if not request.prompt:
+        raise DataError("the prompt is empty: there is nothing to continue")
+    ids = tokenizer.prompt(request.prompt)
+    return Rendered(request.prompt.decode("utf-8", "replace"), ids, ())
+
+
+def show_prompt(request: Request, *, as_json: bool) -> None:
+    """Write the exact text and ids that the model would read, without loading the model."""
+    rendered = read_prompt(request, load_tokenizer(request.folder))
+    if as_json:
+        emit_json("prompt", {"text": rendered.text, "ids": rendered.ids})
+        return
+    emit(rendered.text)
+    emit(" ".join(map(str, rendered.ids)))
+    say(f"{len(rendered.ids):,} tokens")
+
+
+def _fit(request: Request, whole: list[int], context: int) -> tuple[list[int], SampleConfig]:
+    """Settle how long prompt and answer are.
+
+    A length that nobody asked for gives way to the context; a conversation may be answered at
+    some length.
+    """
+    settings = dataclasses.replace(sample_defaults(request.folder), **request.wishes)
+    if "max_tokens" not in request.wishes and len(whole) < context:
+        usual = settings.max_tokens if request.messages is None else ANSWER
+        settings = dataclasses.replace(settings, max_tokens=min(usual, context - len(whole)))
+    return fit_prompt(whole, settings.max_tokens, context, request.on_overflow), settings
+
+
+def load_for(folder: Path, device: str, dtype: str) -> tuple[Transformer, Tokenizer]:
+    """Load a model to generate with.
+
+    Half-precision weights are computed in bf16 where that is fast, in fp32 elsewhere; fp32 weights
+    stay as they are, and mapped from disk.
+    """
+    place = pick_device(device)
+    half = read_json(folder / "config.json").get("dtype") in ("bfloat16", "float16")
+    wish = "fp32" if dtype == "auto" and not half else dtype
+    return load_model(folder, place, dtype=pick_dtype(wish, place))
+
+
+def open_chat(
+    folder: Path,
+    *,
+    system: str | None,
+    messages: Path | None,
+    variables: dict[str, Any],
+    wishes: dict[str, Any],
+    seed: int | None,
+    device: str,
+    dtype: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Load a model and talk until the input ends."""
+    before = read_messages(messages) if messages else []
+    if system:
+        before = [{"role": "system", "content": system}, *before]
+    use_threads(0)
+    with Renderer() as renderer:  # starts while the model loads
+        model, tokenizer = load_for(folder, device, dtype)
+        settings = dataclasses.replace(sample_defaults(folder), **{"max_tokens": 0} | wishes)
+        session = Session(model, tokenizer, settings, renderer, before, variables)
+        seed = secrets.randbelow(1 << 31) if seed is None else seed
+        talk = Chat(session, seed, as_json, quiet)
+        render([{"role": "user", "content": ""}], tokenizer, renderer=renderer)  # is there one?
+        if sys.stdin.isatty():
+            say(f"{folder}  context {session.context:,} tokens · seed {seed} · /help", quiet)
+        talk.talk(typed_lines())
 
 
 def _write(stream: Iterable[Token]) -> list[Token]:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import typer
 
 from cli.commands import (
+    chat,
+    export,
     generate,
+    import_model,
     plot,
     recipes,
     runs,
@@ -16,12 +19,13 @@ from cli.commands import (
     tokenize,
     train,
     train_tokenizer,
+    verify,
 )
 from engine.errors import EngineError
 
 app = typer.Typer(
     name="lm",
-    help="A workbench for language models: tokenize, train, generate and measure.",
+    help="A workbench for language models: train, import, chat, generate and measure.",
     epilog="Begin with: lm train stdlib, then lm generate 'def ' -m stdlib",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -35,8 +39,12 @@ COMMANDS = {
     "train-tokenizer": train_tokenizer.train_tokenizer,
     "train": train.train,
     "generate": generate.generate,
-    "runs": runs.runs,
+    "chat": chat.chat,
+    "import": import_model.import_model,
+    "export": export.export,
     "show": show.show,
+    "verify": verify.verify,
+    "runs": runs.runs,
     "plot": plot.plot,
 }
 for _name, _function in COMMANDS.items():

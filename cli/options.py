@@ -21,6 +21,14 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors on stder
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute.")
 ]
+Dtype = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option("--dtype", help="Precision; auto takes bf16 for half weights where it is fast."),
+]
+Variables = Annotated[
+    Optional[list[str]],
+    typer.Option("--var", metavar="KEY=VALUE", help="Value for the chat template; repeatable."),
+]
 Overrides = Annotated[
     Optional[list[str]],
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields to change, like train.steps=100."),
@@ -92,6 +100,22 @@ def read_input(text: str | None, file: Path | None) -> bytes:
     if argument is None:
         return before
     return before.rstrip(b"\n") + b"\n\n" + argument if before else argument
+
+
+def template_variables(words: list[str] | None) -> dict[str, object]:
+    """Read --var KEY=VALUE for a chat template; a value is JSON, or else text."""
+    import json
+
+    found: dict[str, object] = {}
+    for word in words or []:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--var {word}: not KEY=VALUE, like enable_thinking=false")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def load_recipe(name: str, overrides: list[str] | None):  # -> Recipe, imported late

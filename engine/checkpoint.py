@@ -14,10 +14,9 @@ swapped: whatever happens, the previous one stays whole. Nothing is pickled.
 """
 
 import dataclasses
-import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,32 @@ from torch import Tensor
 
 from engine.config import ModelConfig, SampleConfig
 from engine.errors import CheckpointError, ResourceError
-from engine.files import flush, point, sha256
-from engine.model.families import family_of, from_config_json, tensor_name, to_config_json
+from engine.files import point
+from engine.manifest import read_json, read_manifest, write_json, write_manifest
+from engine.model.config_json import (
+    Stored,
+    family_of,
+    from_config_json,
+    stored_tensors,
+    to_config_json,
+)
 from engine.model.transformer import Transformer
 from engine.runs import tidy
 from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.weights import TensorSpec, Weights, write_weights
+
+# Our sampling settings ↔ the keys of generation_config.json.
+SAMPLING = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_tokens": "max_new_tokens",
+}
+
+# Endings of tensors that some old checkpoints carry and that follow from the config.
+BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,138 +106,112 @@ def _is_whole(folder: Path) -> bool:
 def _write_files(folder: Path, snapshot: Snapshot) -> None:
     """Write every file of a checkpoint, the manifest with their hashes last, and flush to disk."""
     model = snapshot.model
-    family = family_of(model.config)
-    # A tied head is the embedding itself: stored once, as other engines expect.
-    tied = "lm_head.weight" if model.config.tie_embeddings else ""
-    weights = {
-        tensor_name(name, family): tensor.detach().contiguous().cpu()
-        for name, tensor in model.state_dict().items()
-        if name != tied
-    }
-    metadata = {"format": "pt"}
-    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata=metadata)
+    state = model.state_dict()
+    stored = list(stored_tensors(state, model.config, family_of(model.config)))
+    specs = [TensorSpec(item.name, _shape(item, state), torch.float32) for item in stored]
+    for _ in write_weights(folder, specs, (_joined(item, state) for item in stored)):
+        pass
     optimizer = {name: tensor.contiguous().cpu() for name, tensor in snapshot.optimizer.items()}
     safetensors.torch.save_file(optimizer, folder / "state" / "optimizer.safetensors")
     end = snapshot.tokenizer.end_of_text
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    _write_json(folder / "config.json", to_config_json(model.config) | ends)
+    write_json(folder / "config.json", to_config_json(model.config) | ends)
     sample = snapshot.sample
-    _write_json(
+    write_json(
         folder / "generation_config.json",
         ends
-        | {
-            "do_sample": sample.temperature > 0,
-            "temperature": sample.temperature or 1.0,
-            "top_k": sample.top_k,
-            "top_p": sample.top_p,
-            "min_p": sample.min_p,
-            "repetition_penalty": sample.repetition_penalty,
-            "max_new_tokens": sample.max_tokens,
-        },
+        | {"do_sample": sample.temperature > 0}
+        | {theirs: getattr(sample, ours) for ours, theirs in SAMPLING.items()}
+        | {"temperature": sample.temperature or 1.0},
     )
     snapshot.tokenizer.save(folder, model.config.max_seq_len)
     (folder / "recipe.yaml").write_text(snapshot.recipe_yaml, encoding="utf-8")
-    _write_json(folder / "state" / "state.json", dict(snapshot.state))
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    _write_json(
-        folder / "manifest.json",
-        {"schema": "lm/checkpoint/1", "step": snapshot.step}
-        | dict(snapshot.facts)
-        | {
-            "files": {
-                file.relative_to(folder).as_posix(): {
-                    "bytes": file.stat().st_size,
-                    "sha256": sha256(file),
-                }
-                for file in files
-            }
-        },
-    )
-    for path in (*files, folder / "manifest.json", folder / "state", folder):
-        flush(path)
+    write_json(folder / "state" / "state.json", dict(snapshot.state))
+    write_manifest(folder, {"step": snapshot.step} | dict(snapshot.facts))
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _joined(item: Stored, state: Mapping[str, Tensor]) -> Tensor:
+    """Put our parameters together as they lie on disk."""
+    parts = [state[part].detach() for part in item.parts]
+    tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return tensor.t() if item.transposed else tensor
 
 
-def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
-    """Read a checkpoint's manifest and, unless told otherwise, hash every file against it.
-
-    Raises: CheckpointError naming the file that is missing, cut short or changed.
-    """
-    manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or "step" not in manifest or not manifest.get("files"):
-        raise CheckpointError(f"{folder}/manifest.json: not a manifest; use another checkpoint")
-    for name, expected in manifest.get("files", {}).items() if verify else ():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{folder}: {name} is missing; the checkpoint is incomplete")
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            raise CheckpointError(
-                f"{file}: {size} bytes instead of {expected['bytes']}; the file is cut short or"
-                " changed, use another checkpoint"
-            )
-        if sha256(file) != expected["sha256"]:
-            raise CheckpointError(
-                f"{file}: its sha256 differs from manifest.json; the file is corrupt or changed,"
-                " use another checkpoint"
-            )
-    return manifest
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a checkpoint. Raises: CheckpointError if missing or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """Read the shape of a checkpoint's model."""
-    return from_config_json(read_json(folder / "config.json"), str(folder / "config.json"))
+def _shape(item: Stored, state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the shape that a tensor has on disk."""
+    rows = sum(state[part].shape[0] for part in item.parts)
+    shape = (rows, *state[item.parts[0]].shape[1:])
+    return shape[::-1] if item.transposed else shape
 
 
 def load_model(
-    folder: Path, device: torch.device | str = "cpu", dropout: float = 0.0
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dropout: float = 0.0,
+    dtype: torch.dtype | None = torch.float32,
 ) -> tuple[Transformer, Tokenizer]:
-    """Load weights and tokenizer, verified against the manifest; the model is in eval mode.
+    """Load weights and tokenizer; the model is in eval mode.
+
+    Weights stay mapped from disk where they lie in `dtype` (None: as stored) and on the CPU.
 
     Raises: CheckpointError if anything is missing, corrupt or does not fit together.
     """
     read_manifest(folder)
-    config = read_config(folder)
+    raw = read_json(folder / "config.json")
+    config = from_config_json(raw, str(folder / "config.json"))
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
             f" {config.vocab_size}"
         )
-    weights = load_tensors(folder / "model.safetensors", device)
+    weights = Weights(folder)
     with torch.device("meta"):
         model = Transformer(config, dropout)
-    family = family_of(config)
-    state = {}
-    for name in model.state_dict():
-        theirs = tensor_name(name, family)
-        if name == "lm_head.weight" and config.tie_embeddings:
-            theirs = tensor_name("embed_tokens.weight", family)
-        if theirs not in weights:
-            raise CheckpointError(f"{folder}: model.safetensors lacks {theirs}")
-        state[name] = weights[theirs]
-    model = model.to_empty(device=device)
-    try:
-        model.load_state_dict(state)
-        if config.tie_embeddings:  # to_empty gave the head storage of its own
-            model.lm_head.weight = model.embed_tokens.weight
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from None
-    model.fill_tables()
+    shapes = model.state_dict()
+    state: dict[str, Tensor] = {}
+    for item in check_fit(shapes, config, raw["model_type"], weights.specs.values(), folder):
+        tensor = weights.read(item.name).to(device=device, dtype=dtype)
+        tensor = tensor.t().contiguous() if item.transposed else tensor
+        parts = tensor.split([shapes[part].shape[0] for part in item.parts])
+        state |= zip(item.parts, parts, strict=True)
+    if config.tie_embeddings:
+        state["lm_head.weight"] = state["embed_tokens.weight"]
+    model.load_state_dict(state, assign=True)
+    if config.tie_embeddings:  # one parameter, not two over the same memory
+        model.lm_head.weight = model.embed_tokens.weight
     return model.eval(), tokenizer
+
+
+def check_fit(
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    model_type: str,
+    specs: Iterable[TensorSpec],
+    where: Path | str,
+) -> list[Stored]:
+    """Compare the tensors on disk with those that a config asks for; return how to read them.
+
+    Raises: CheckpointError naming one that is missing, left over or of another shape.
+    """
+    there = {spec.name: spec for spec in specs}
+    stored = list(stored_tensors(state, config, model_type))
+    for item in stored:
+        if item.name not in there:
+            raise CheckpointError(f"{where}: the weights lack {item.name}")
+        shape, expected = there.pop(item.name).shape, _shape(item, state)
+        if shape != expected:
+            raise CheckpointError(
+                f"{where}: {item.name} is {' × '.join(map(str, shape))}, but config.json asks for"
+                f" {' × '.join(map(str, expected))}"
+            )
+    needless = (*BUFFERS, "lm_head.weight") if config.tie_embeddings else BUFFERS
+    if over := [name for name in there if not name.endswith(needless)]:
+        raise CheckpointError(
+            f"{where}: {len(over)} tensors have no place in a {model_type} model: {over[0]}"
+            + (" …" if over[1:] else "")
+        )
+    return stored
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -229,14 +223,18 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def sample_defaults(folder: Path) -> SampleConfig:
-    """Return the sampling settings that a checkpoint was saved with."""
-    raw = read_json(folder / "generation_config.json")
-    return dataclasses.replace(
-        SampleConfig(),
-        temperature=raw["temperature"] if raw.get("do_sample", True) else 0.0,
-        top_k=raw.get("top_k", 0),
-        top_p=raw.get("top_p", 1.0),
-        min_p=raw.get("min_p") or 0.0,
-        repetition_penalty=raw.get("repetition_penalty", 1.0),
-        max_tokens=raw.get("max_new_tokens", SampleConfig().max_tokens),
-    )
+    """Return the sampling settings that a checkpoint came with; ours where it has no opinion."""
+    file = folder / "generation_config.json"
+    raw = read_json(file) if file.is_file() else {}
+    plain = SampleConfig()
+    try:
+        values = {
+            ours: type(getattr(plain, ours))(raw[theirs])
+            for ours, theirs in SAMPLING.items()
+            if raw.get(theirs) is not None
+        }
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file}: not sampling settings: {error}") from None
+    if raw.get("do_sample") is False:
+        values["temperature"] = 0.0
+    return dataclasses.replace(plain, **values)

@@ -6,6 +6,7 @@ fills the tree from YAML and the command line.
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,32 +37,91 @@ class RunConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched so that a model reads further than it first learned."""
+
+    kind: Literal["none", "linear", "yarn", "llama3", "longrope"] = setting(
+        "none", "none, all alike, by frequency (yarn, llama3), or by a factor each (longrope)"
+    )
+    factor: float = setting(1.0, "how much longer the context became", low=1)
+    original_max_seq_len: int = setting(0, "context before the stretch, in tokens", low=0)
+    low_freq_factor: float = setting(1.0, "llama3: fewer turns than this are stretched", low=0)
+    high_freq_factor: float = setting(4.0, "llama3: more turns than this are left alone", low=0)
+    beta_fast: float = setting(32.0, "yarn: more turns than this are left alone", low=0)
+    beta_slow: float = setting(1.0, "yarn: fewer turns than this are stretched", low=0)
+    attention_factor: float = setting(
+        0.0, "multiplies cosine and sine; 0 takes what yarn or longrope derive", low=0
+    )
+    short_factors: tuple[float, ...] = setting((), "longrope: divisors up to the old context")
+    long_factors: tuple[float, ...] = setting((), "longrope: divisors beyond the old context")
+
+    def __post_init__(self) -> None:
+        if self.kind in ("yarn", "llama3", "longrope") and not self.original_max_seq_len:
+            raise ValueError(f"model.rope_scaling.kind={self.kind} needs original_max_seq_len")
+        if self.kind == "longrope" and not min((2.0, *self.short_factors, *self.long_factors)) > 0:
+            raise ValueError("model.rope_scaling: factors of longrope must be above 0")
+        if self.kind == "longrope" and self.original_max_seq_len < 2 and not self.attention_factor:
+            raise ValueError("model.rope_scaling.original_max_seq_len=1 has no attention_factor")
+        if self.kind == "yarn" and not min(self.beta_fast, self.beta_slow) > 0:
+            raise ValueError("model.rope_scaling: beta_fast and beta_slow must be above 0")
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError("model.rope_scaling.low_freq_factor is not below high_freq_factor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """The shape of the transformer. The defaults give a small Qwen3."""
 
-    vocab_size: int = setting(0, "rows of the embedding; 0 takes the tokenizer's", low=0)
-    d_model: int = setting(256, "width of the residual stream (D)", low=2)
-    n_layers: int = setting(6, "transformer blocks (L)", low=1)
-    n_heads: int = setting(4, "query heads (N)", low=1)
-    n_kv_heads: int = setting(0, "key/value heads (K); 0 takes n_heads", low=0)
-    head_dim: int = setting(0, "width of a head (H); 0 takes d_model / n_heads", low=0)
-    d_ff: int = setting(
-        0, "hidden width of the MLP (F); 0 takes 8/3 d_model, to the next 32", low=0
+    vocab_size: int = setting(
+        0, "rows of the embedding; 0 takes the tokenizer's", low=0, high=1 << 24
     )
-    max_seq_len: int = setting(1024, "longest context the model accepts, in tokens", low=1)
+    d_model: int = setting(256, "width of the residual stream (D)", low=2, high=1 << 20)
+    n_layers: int = setting(6, "transformer blocks (L)", low=1, high=1024)
+    n_heads: int = setting(4, "query heads (N)", low=1, high=1 << 14)
+    n_kv_heads: int = setting(0, "key/value heads (K); 0 takes n_heads", low=0, high=1 << 14)
+    head_dim: int = setting(
+        0, "width of a head (H); 0 takes d_model / n_heads", low=0, high=1 << 16
+    )
+    d_ff: int = setting(
+        0, "hidden width of the MLP (F); 0 takes 8/3 d_model, to the next 32", low=0, high=1 << 22
+    )
+    max_seq_len: int = setting(
+        1024, "longest context the model accepts, in tokens", low=1, high=1 << 27
+    )
     norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "kind of normalisation")
     norm_eps: float = setting(1e-6, "added to the variance in normalisation", low=0)
-    sandwich_norm: bool = setting(False, "normalise the output of each branch as well")
-    qk_norm: bool = setting(True, "normalise queries and keys per head")
+    norm_offset: bool = setting(False, "norm weights are stored as their distance from one")
+    norm_placement: Literal["pre", "post", "sandwich"] = setting(
+        "pre", "normalise what a branch reads, what it adds to the stream, or both"
+    )
+    qk_norm: Literal["none", "head", "width"] = setting(
+        "head", "normalise queries and keys: not, per head, or over all heads at once"
+    )
     position: Literal["rope", "learned", "none"] = setting("rope", "how positions are encoded")
     rope_theta: float = setting(10000.0, "base of the rotary frequencies", low=1)
-    activation: Literal["swiglu", "geglu", "gelu", "relu2"] = setting("swiglu", "MLP non-linearity")
+    local_rope_theta: float = setting(
+        0.0, "base in windowed layers, unscaled; 0 treats them like the others", low=0
+    )
+    rotary_dim: int = setting(0, "leading numbers of a head that rotate; 0 takes head_dim", low=0)
+    no_rope_every: int = setting(0, "every n-th layer knows no positions; 0 means none", low=0)
+    rope_scaling: RopeScaling = section(RopeScaling, "context extension")
+    activation: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu2"] = setting(
+        "swiglu", "MLP non-linearity; tanh names the approximation of GELU"
+    )
     attention_bias: bool = setting(False, "biases on the q, k and v projections")
     output_bias: bool = setting(False, "bias on the attention output projection")
     mlp_bias: bool = setting(False, "biases in the MLP")
-    sliding_window: int = setting(0, "tokens a windowed layer sees; 0 means no window", low=0)
+    attention_width: int = setting(
+        0, "scores are divided by the root of this; 0 takes head_dim", low=0
+    )
+    attention_softcap: float = setting(0.0, "squash scores to ±this by tanh; 0 means off", low=0)
+    sliding_window: int = setting(
+        0, "tokens a windowed layer sees; 0 means no window", low=0, high=1 << 30
+    )
     full_every: int = setting(0, "with a window, every n-th layer is full; 0 means none is", low=0)
+    window_from: int = setting(0, "with a window, the first layer that may have it", low=0)
     tie_embeddings: bool = setting(False, "use the embedding matrix as output head too")
+    scale_embeddings: bool = setting(False, "multiply embeddings by the root of d_model")
     logit_softcap: float = setting(0.0, "squash logits to ±this by tanh; 0 means off", low=0)
 
     def __post_init__(self) -> None:
@@ -78,23 +138,50 @@ class ModelConfig:
             fill(self, "head_dim", self.d_model // self.n_heads)
         if not self.d_ff:
             fill(self, "d_ff", 32 * math.ceil(self.d_model * 8 / 3 / 32))
+        if not self.rotary_dim:
+            fill(self, "rotary_dim", self.head_dim)
+        if not self.attention_width:
+            fill(self, "attention_width", self.head_dim)
         if not self.sliding_window:  # without a window every layer is full
             fill(self, "full_every", 0)
+            fill(self, "window_from", 0)
+            fill(self, "local_rope_theta", 0.0)
+        for problem in self._problems():
+            raise ValueError(problem)
+
+    def _problems(self) -> Iterator[str]:
+        """Say what does not fit together."""
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(
+            yield (
                 f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads="
                 f"{self.n_kv_heads}"
             )
-        if self.position == "rope" and self.head_dim % 2:
-            raise ValueError(
-                f"model.head_dim={self.head_dim} is odd; rotary positions need it even"
+        if self.position != "rope":
+            return
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            yield (
+                f"model.rotary_dim={self.rotary_dim} must be even and at most model.head_dim="
+                f"{self.head_dim}, for rotary positions"
             )
+        if self.rope_scaling.kind == "yarn" and self.rope_theta == 1:
+            yield "model.rope_theta=1 turns all pairs alike; yarn cannot tell them apart"
+        if self.rope_scaling.kind == "longrope":
+            for factors in (self.rope_scaling.short_factors, self.rope_scaling.long_factors):
+                if len(factors) != self.rotary_dim // 2:
+                    yield (
+                        f"model.rope_scaling has {len(factors)} factors; half of model.rotary_dim="
+                        f"{self.rotary_dim} are needed"
+                    )
 
     def window(self, layer: int) -> int:
         """Return how many tokens `layer` may look back over, itself included; 0 means all."""
-        if self.full_every and (layer + 1) % self.full_every == 0:
-            return 0
-        return self.sliding_window
+        full = self.full_every and (layer + 1) % self.full_every == 0
+        return 0 if full or layer < self.window_from else self.sliding_window
+
+    def rotates(self, layer: int) -> bool:
+        """Tell whether the queries and keys of `layer` are rotated by their positions."""
+        skipped = self.no_rope_every and (layer + 1) % self.no_rope_every == 0
+        return self.position == "rope" and not skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

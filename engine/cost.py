@@ -12,12 +12,13 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     D, F, H = config.d_model, config.d_ff, config.head_dim
     q_width, kv_width = config.n_heads * H, config.n_kv_heads * H
     norm = 2 if config.norm == "layernorm" else 1
-    gated = config.activation in ("swiglu", "geglu")
+    gated = config.activation in ("swiglu", "geglu", "geglu_tanh")
     attention = D * (q_width + 2 * kv_width) + q_width * D
     attention += (q_width + 2 * kv_width) * config.attention_bias + D * config.output_bias
     mlp = (3 if gated else 2) * D * F
     mlp += ((2 if gated else 1) * F + D) * config.mlp_bias
-    norms = (4 if config.sandwich_norm else 2) * D * norm + 2 * H * norm * config.qk_norm
+    norms = (4 if config.norm_placement == "sandwich" else 2) * D * norm
+    norms += {"none": 0, "head": 2 * H, "width": q_width + kv_width}[config.qk_norm] * norm
     positions = config.max_seq_len * D if config.position == "learned" else 0
     return {
         "embedding": config.vocab_size * D + positions,
@@ -59,3 +60,9 @@ def kv_bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:
     """Return the cache that one more token of context needs, in all full-attention layers."""
     full = sum(not config.window(layer) for layer in range(config.n_layers))
     return 2 * full * config.n_kv_heads * config.head_dim * bytes_per_number
+
+
+def kv_fixed_bytes(config: ModelConfig, bytes_per_number: int = 4) -> int:
+    """Return the cache that windowed layers need in all, however long the context is."""
+    windows = sum(config.window(layer) for layer in range(config.n_layers))
+    return 2 * windows * config.n_kv_heads * config.head_dim * bytes_per_number

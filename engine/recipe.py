@@ -110,7 +110,7 @@ def _build(kind: type, prefix: str, values, problems) -> Any:
         elif key in values:
             value, place = values[key]
             try:
-                chosen[field.name] = _convert(value, field)
+                chosen[field.name] = convert(value, field)
             except ValueError as error:
                 problems.append(f"{key}={value!r} {error} ({place})")
     try:
@@ -120,7 +120,7 @@ def _build(kind: type, prefix: str, values, problems) -> Any:
         return kind()
 
 
-def _convert(value: Any, field: dataclasses.Field) -> Any:
+def convert(value: Any, field: dataclasses.Field) -> Any:
     """Check a YAML value against a field's type and range. Raises: ValueError saying what fits."""
     kind: Any = field.type
     if typing.get_origin(kind) is Literal:
@@ -136,6 +136,10 @@ def _convert(value: Any, field: dataclasses.Field) -> Any:
         if isinstance(value, (bool, list, dict)):
             raise ValueError("must be text; put it in quotes")
         return "" if value is None else str(value)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("must be a list of numbers")
+        return tuple(_number(float, item, None, None) for item in value)
     return _number(kind, value, field.metadata["low"], field.metadata["high"])
 
 
@@ -229,6 +233,8 @@ def choices(field: dataclasses.Field) -> str:
     kind: Any = field.type
     if typing.get_origin(kind) is Literal:
         return "|".join(typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return "numbers"
     low, high = field.metadata["low"], field.metadata["high"]
     limits = "" if low is None else f" ≥ {low:g}" if high is None else f" {low:g}…{high:g}"
     return kind.__name__ + limits

@@ -13,7 +13,8 @@ from engine.errors import CheckpointError, RecipeError, ResourceError
 from engine.files import write_whole
 
 # Everything that a run writes into its folder; what else is there is the user's and stays.
-OWN = ("recipe.yaml", "metrics.jsonl", "plan.json", "tokenizer.json", "stdin", "best", "last")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+OWN = ("recipe.yaml", "metrics.jsonl", "plan.json", *TOKENIZER, "stdin", "best", "last")
 OWN_PATTERNS = ("step-[0-9]*", ".step-*.tmp", ".*.tmp")
 
 

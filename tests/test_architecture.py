@@ -15,8 +15,10 @@ FLOORS = [
     ("engine.config", "engine.files"),
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
     ("engine.hardware",),
-    ("engine.model",),
+    ("engine.model", "engine.weights"),
+    ("engine.manifest",),
     ("engine.checkpoint",),
+    ("engine.interop",),
     ("engine.data",),
     ("engine.train", "engine.generate"),
     ("cli",),
@@ -24,7 +26,7 @@ FLOORS = [
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])
 MODULES = [path for path in SOURCES if path.name != "__init__.py"]
 # Optional packages are imported where they are needed, so that the rest works without them.
-LATE_IMPORTS = {"pyarrow", "pyppmd", "pydoc_data", "matplotlib"}
+LATE_IMPORTS = {"pyarrow", "pyppmd", "pydoc_data", "matplotlib", "gguf", "huggingface_hub"}
 
 
 def floor_of(module: str) -> tuple[int, str]:

@@ -10,7 +10,7 @@ TARGET = ROOT / "docs" / "cli.md"
 COMMANDS = (
     *([], ["tokenize"], ["train-tokenizer"], ["train"], ["runs"], ["plot"], ["show"]),
     *(["recipes"], ["recipes", "show"], ["recipes", "check"], ["recipes", "explain"]),
-    ["generate"],
+    *(["generate"], ["chat"], ["import"], ["export"], ["verify"]),
 )
 
 

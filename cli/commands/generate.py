@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from cli.options import Device, Json, Model, Quiet
+from cli.options import Device, Dtype, Json, Model, Quiet, Variables
 
 Overflow = Literal["error", "left", "middle", "right"]
 
@@ -44,11 +44,25 @@ def generate(
     on_overflow: Annotated[
         Overflow, typer.Option(help="Prompt too long: error, or cut it there.")
     ] = "error",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a message; answer it as in lm chat.")
+    ] = False,
+    system: Annotated[
+        Optional[str], typer.Option("--system", help="With --chat: instruction before it.")
+    ] = None,
+    messages: Annotated[
+        Optional[Path], typer.Option("--messages", help="Answer a JSON file of messages.")
+    ] = None,
+    var: Variables = None,
+    show_prompt: Annotated[
+        bool, typer.Option("--show-prompt", help="Print the exact text and ids; do not generate.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
-    """Continue a prompt with a trained model.
+    """Continue a prompt, or answer it, with a model.
 
     The text goes to stdout as it comes, how fast to stderr. What is not given
     comes from the checkpoint. The order is: repetition penalty, temperature,
@@ -58,23 +72,13 @@ def generate(
     lm generate "def fib(n):" -m stdlib --max-tokens 100 --seed 1
     cat a.py | lm generate -m stdlib --temperature 0 --stop $'\\n'
     lm generate "import " -m stdlib -n 3 --json --logprobs 5 | jq .text
+    lm generate --chat "What is the capital of France?" -m smollm2
+    lm generate --chat "Hi" -m smollm2 --show-prompt
     """
     from cli.generation import Request, answer
-    from cli.options import read_input, the_model
-    from engine.errors import RecipeError
+    from cli.generation import show_prompt as show
+    from cli.options import read_input, template_variables, the_model
 
-    for name, value in (
-        ("temperature", temperature),
-        ("top-p", top_p),
-        ("min-p", min_p),
-        ("repetition-penalty", repetition_penalty),
-    ):
-        if value is not None and not math.isfinite(value):
-            raise RecipeError(f"--{name} {value} is not a number to compute with")
-    if "" in (stop or []):
-        raise RecipeError("--stop '' would end before the first token; leave it out")
-    if logprobs is not None and not as_json:
-        raise RecipeError("--logprobs shows its figures in --json output; add --json")
     wishes = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -83,15 +87,53 @@ def generate(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
+    wishes = {name: value for name, value in wishes.items() if value is not None}
+    _check(wishes, stop, logprobs is not None and not as_json, system and not (chat or messages))
+    folder = the_model(model)
+    conversation = None
+    data = b""
+    if messages:
+        from cli.chat import read_messages
+
+        conversation = read_messages(messages)
+    else:
+        data = read_input(prompt, file)
+    if chat and not messages:
+        text = data.decode("utf-8", "replace").removesuffix("\n")
+        conversation = [{"role": "user", "content": text}]
+    if conversation and system:
+        conversation = [{"role": "system", "content": system}, *conversation]
     request = Request(
-        folder=the_model(model),
-        prompt=read_input(prompt, file),
-        wishes={name: value for name, value in wishes.items() if value is not None},
+        folder=folder,
+        prompt=data,
+        messages=conversation,
+        variables=template_variables(var),
+        wishes=wishes,
         seed=seed,
         stops=stop or [],
         logprobs=logprobs,
         number=number,
         on_overflow=on_overflow,
         device=device,
+        dtype=dtype,
     )
-    answer(request, as_json=as_json, quiet=quiet)
+    if show_prompt:
+        show(request, as_json=as_json)
+    else:
+        answer(request, as_json=as_json, quiet=quiet)
+
+
+def _check(wishes: dict, stops: list[str] | None, hidden: bool, lost: str | bool | None) -> None:
+    """Refuse options that make no sense. Raises: RecipeError."""
+    from engine.errors import RecipeError
+
+    for name, value in wishes.items():
+        if not math.isfinite(value):
+            option = name.replace("_", "-")
+            raise RecipeError(f"--{option} {value} is not a number to compute with")
+    if "" in (stops or []):
+        raise RecipeError("--stop '' would end before the first token; leave it out")
+    if hidden:
+        raise RecipeError("--logprobs shows its figures in --json output; add --json")
+    if lost:
+        raise RecipeError("--system needs a conversation; add --chat")

@@ -19,9 +19,9 @@ def runs(
     lm runs --json | jq -r '.runs[0].name'
     """
     from cli.render import clock, console, count, emit_json, say
-    from engine.checkpoint import read_config, read_json
     from engine.cost import parameters
     from engine.errors import InputError
+    from engine.manifest import read_config, read_json
     from engine.train.log import read_metrics
 
     rows, broken = [], []

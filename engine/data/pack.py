@@ -78,6 +78,7 @@ def pack(
     scan = train[1]
     rule = split_rule(scan, valid, one_in)
     parts = (LAYOUT, scan.digest, valid and valid[1].digest, tokenizer.digest, one_in)
+    parts = (*parts, tokenizer.end_of_text)  # not in the digest: settings beside it may name it
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()
     folder = cache / digest[:16]
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"

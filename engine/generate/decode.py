@@ -5,7 +5,7 @@ samples during training and benchmarks all consume this one stream.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,16 +74,25 @@ def fit_prompt(prompt: list[int], max_tokens: int, context: int, on_overflow: st
 
 
 @torch.inference_mode()
-def prefill(model: Transformer, prompt: list[int], capacity: int) -> Prefilled:
-    """Run the prompt through the model, filling a new cache with room for `capacity` tokens.
+def prefill(
+    model: Transformer, prompt: list[int], capacity: int, onto: KVCache | None = None
+) -> Prefilled:
+    """Run the prompt through the model, filling a cache with room for `capacity` tokens.
 
-    Raises: DataError if the prompt is empty.
+    `onto` is a cache whose tokens begin the prompt already, as in a conversation: only the rest is
+    run. It is filled further, not copied.
+
+    Raises: DataError if the prompt is empty; ValueError if `onto` holds all of it or more.
     """
     if not prompt:
         raise DataError("the prompt is empty: there is nothing to continue")
     weight = model.embed_tokens.weight
-    cache = KVCache(model.config, capacity=capacity, dtype=weight.dtype, device=weight.device)
-    tokens_BT = torch.tensor([prompt], device=weight.device)
+    cache = onto or KVCache(
+        model.config, capacity=capacity, dtype=weight.dtype, device=weight.device
+    )
+    if cache.length >= len(prompt):
+        raise ValueError(f"the cache holds {cache.length} of {len(prompt)} prompt tokens already")
+    tokens_BT = torch.tensor([prompt[cache.length :]], device=weight.device)
     x_BTD = model.hidden(tokens_BT, cache)
     # Only the last position's logits are needed; the head is most of a small model's work.
     return Prefilled(prompt=prompt, cache=cache, logits_V=model.head(x_BTD[0, -1]).float())
@@ -99,13 +108,15 @@ def generate(
     seed: int,
     stops: Sequence[str] = (),
     logprobs: int | None = None,
-) -> Iterator[Token]:
-    """Continue a prompt until the end-of-text token, a stop string or `config.max_tokens`.
+    keep: bool = False,
+) -> Generator[Token]:
+    """Continue a prompt until an end token, a stop string or `config.max_tokens`.
 
-    The prefilled prompt is left as it is, so several continuations may start from it. With
+    The prefilled prompt is left as it is, so several continuations may start from it; with `keep`
+    they are written into its cache instead, which then holds all tokens but the last. With
     `logprobs` k, each token comes with its log-probability and the k likeliest alternatives.
     """
-    cache, logits_V = start.cache.fork(1), start.logits_V
+    cache, logits_V = start.cache if keep else start.cache.fork(1), start.logits_V
     random = torch.Generator().manual_seed(seed)
     decoder, matcher = StreamDecoder(tokenizer), StopMatcher(stops)
     seen = torch.tensor(start.prompt)
@@ -119,7 +130,7 @@ def generate(
             logprob = log_probs_V[token_id].item()
             best = log_probs_V.topk(min(logprobs, len(log_probs_V)))
             top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        ended = token_id == tokenizer.end_of_text
+        ended = token_id in tokenizer.ends
         text = "" if ended else matcher.push(decoder.push(token_id))
         reason = "end" if ended else "stop" if matcher.hit else None
         if reason is None and count == config.max_tokens:

@@ -9,6 +9,7 @@ Sources: Vaswani et al. 2017, arXiv:1706.03762 (attention); Ainslie et al. 2023,
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,16 +20,26 @@ from engine.model.rope import rotate
 
 
 def attend_reference(
-    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_TS: Tensor | None
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSH: Tensor,
+    mask_TS: Tensor | None,
+    scale: float = 0.0,
+    softcap: float = 0.0,
 ) -> Tensor:
     """Compute attention in the open, one formula a line; the oracle for the fast path.
 
+    Scores are multiplied by `scale` (0 takes 1/√H) and squashed to ±softcap. With a soft cap this
+    is the only path: no fused kernel has one.
+
     Shapes: mask_TS is True where a query may look; returns BNTH.
-    Source: Vaswani et al. 2017, eq. 1.
+    Source: Vaswani et al. 2017, eq. 1; Gemma Team 2024, arXiv:2408.00118, section 2 (soft cap).
     """
     group = q_BNTH.shape[1] // k_BKSH.shape[1]
     k_BNSH, v_BNSH = (x.repeat_interleave(group, dim=1) for x in (k_BKSH, v_BKSH))
-    score_BNTS = q_BNTH @ k_BNSH.transpose(-1, -2) / math.sqrt(q_BNTH.shape[-1])
+    score_BNTS = q_BNTH @ k_BNSH.transpose(-1, -2) * (scale or q_BNTH.shape[-1] ** -0.5)
+    if softcap:
+        score_BNTS = softcap * torch.tanh(score_BNTS / softcap)
     if mask_TS is not None:
         score_BNTS = score_BNTS.masked_fill(~mask_TS, -math.inf)
     return score_BNTS.softmax(dim=-1) @ v_BNSH
@@ -53,8 +64,13 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.d_model, kv_width, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.d_model, kv_width, bias=config.attention_bias)
         self.o_proj = nn.Linear(q_width, config.d_model, bias=config.output_bias)
-        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.scale = config.attention_width**-0.5
+        self.softcap = config.attention_softcap
+        self.whole = config.qk_norm == "width"  # one norm over all heads, before they are parted
+        self.q_norm = self.k_norm = nn.Identity()
+        if config.qk_norm != "none":
+            self.q_norm = make_norm(config, q_width if self.whole else config.head_dim)
+            self.k_norm = make_norm(config, kv_width if self.whole else config.head_dim)
 
     def forward(
         self,
@@ -71,19 +87,33 @@ class Attention(nn.Module):
         apply without one; otherwise mask_TS (or None: everything is visible) decides.
         """
         B, T, _ = x_BTD.shape
-        q_BNTH = self.q_norm(self.q_proj(x_BTD).view(B, T, -1, self.head_dim)).transpose(1, 2)
-        k_BKTH = self.k_norm(self.k_proj(x_BTD).view(B, T, -1, self.head_dim)).transpose(1, 2)
+        q_BNTH = self._heads(self.q_proj(x_BTD), self.q_norm)
+        k_BKTH = self._heads(self.k_proj(x_BTD), self.k_norm)
         v_BKTH = self.v_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
         if rope is not None:
             q_BNTH, k_BKTH = rotate(q_BNTH, *rope), rotate(k_BKTH, *rope)
         if cache is not None:
             k_BKTH, v_BKTH = cache.update(length, k_BKTH, v_BKTH)
-        y_BNTH = F.scaled_dot_product_attention(
-            q_BNTH,
-            k_BKTH.to(q_BNTH.dtype),
-            v_BKTH.to(q_BNTH.dtype),
-            attn_mask=mask_TS,
-            is_causal=causal,
-            enable_gqa=q_BNTH.shape[1] != k_BKTH.shape[1],
-        )
+        k_BKTH, v_BKTH = k_BKTH.to(q_BNTH.dtype), v_BKTH.to(q_BNTH.dtype)
+        if self.softcap:
+            if causal:
+                mask_TS = torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).tril()
+            y_BNTH = attend_reference(q_BNTH, k_BKTH, v_BKTH, mask_TS, self.scale, self.softcap)
+        else:
+            y_BNTH = F.scaled_dot_product_attention(
+                q_BNTH,
+                k_BKTH,
+                v_BKTH,
+                attn_mask=mask_TS,
+                is_causal=causal,
+                scale=self.scale,
+                enable_gqa=q_BNTH.shape[1] != k_BKTH.shape[1],
+            )
         return self.o_proj(y_BNTH.transpose(1, 2).reshape(B, T, -1))
+
+    def _heads(self, x_BTW: Tensor, norm: nn.Module) -> Tensor:
+        """Part a projection of width W = heads · H into normalised heads, as B heads T H."""
+        B, T, _ = x_BTW.shape
+        x_BTW = norm(x_BTW) if self.whole else x_BTW
+        x_BTNH = x_BTW.view(B, T, -1, self.head_dim)
+        return (x_BTNH if self.whole else norm(x_BTNH)).transpose(1, 2)

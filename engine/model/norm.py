@@ -36,19 +36,22 @@ class ScaledByRMS(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square and scale."""
+    """Divide by the root mean square and scale, by `weight` or, with an offset, by 1 + `weight`."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, offset: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.zeros(width) if offset else torch.ones(width))
         self.eps = eps
+        self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis in fp32, whatever the input's dtype; keeps that dtype."""
-        return ScaledByRMS.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
+        weight = self.weight.float() + 1 if self.offset else self.weight.float()
+        return ScaledByRMS.apply(x.float(), weight, self.eps).to(x.dtype)
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """Build the normalisation that the config names, over the last `width` numbers."""
-    kind = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}[config.norm]
-    return kind(width, eps=config.norm_eps)
+    if config.norm == "layernorm":
+        return nn.LayerNorm(width, eps=config.norm_eps)
+    return RMSNorm(width, config.norm_eps, config.norm_offset)

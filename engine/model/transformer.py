@@ -7,6 +7,9 @@ One class serves every family in `families.py`; a `ModelConfig` says which. It k
 losses (`engine/train/loss.py`) nor of sampling (`engine/generate/sampler.py`).
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +18,7 @@ from engine.config import ModelConfig
 from engine.model.attention import Attention, visible
 from engine.model.cache import FullLayer, KVCache, WindowLayer
 from engine.model.norm import make_norm
-from engine.model.rope import rope_table
+from engine.model.rope import attention_factor, frequencies, rotation
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -27,7 +30,9 @@ def relu2(x: Tensor) -> Tensor:
 ACTIVATIONS = {
     "swiglu": (F.silu, True),
     "geglu": (F.gelu, True),
+    "geglu_tanh": (partial(F.gelu, approximate="tanh"), True),
     "gelu": (F.gelu, False),
+    "gelu_tanh": (partial(F.gelu, approximate="tanh"), False),
     "relu2": (relu2, False),
 }
 
@@ -52,18 +57,26 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each read from a normalised stream and added back to it."""
+    """Attention, then MLP, each added to the stream; where they are normalised varies by family.
+
+    `pre` normalises what a branch reads (GPT-2, Llama), `post` what it adds (OLMo 2), `sandwich`
+    both (Gemma).
+    """
 
     def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__()
-        self.input_norm = make_norm(config, config.d_model)
+
+        def norm(*placements: str) -> nn.Module:
+            """Make a norm where the config's placement is one of these."""
+            wanted = config.norm_placement in placements
+            return make_norm(config, config.d_model) if wanted else nn.Identity()
+
+        self.input_norm = norm("pre", "sandwich")
         self.attention = Attention(config)
-        self.mlp_norm = make_norm(config, config.d_model)
+        self.attention_out_norm = norm("post", "sandwich")
+        self.mlp_norm = norm("pre", "sandwich")
         self.mlp = MLP(config)
-        # Sandwich norms (Gemma 2) also normalise what a branch adds to the stream.
-        after = config.sandwich_norm
-        self.attention_out_norm = make_norm(config, config.d_model) if after else nn.Identity()
-        self.mlp_out_norm = make_norm(config, config.d_model) if after else nn.Identity()
+        self.mlp_out_norm = norm("post", "sandwich")
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor, **attention) -> Tensor:
@@ -88,16 +101,6 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        if config.position == "rope":
-            self.register_buffer("cos_SH", torch.empty(0), persistent=False)
-            self.register_buffer("sin_SH", torch.empty(0), persistent=False)
-            self.fill_tables()
-
-    def fill_tables(self) -> None:
-        """Compute the rotation tables, which follow from the config and are never stored."""
-        if self.config.position == "rope":
-            device = self.embed_tokens.weight.device
-            self.cos_SH, self.sin_SH = (t.to(device) for t in rope_table(self.config))
 
     def forward(
         self, tokens_BT: Tensor, cache: KVCache | None = None, *, causal: bool = True
@@ -132,11 +135,11 @@ class Transformer(nn.Module):
         T, start = x_BTD.shape[1], cache.length if cache else 0
         if start + T > self.config.max_seq_len:
             raise ValueError(f"{start + T} tokens exceed max_seq_len={self.config.max_seq_len}")
+        if self.config.scale_embeddings:
+            x_BTD = x_BTD * x_BTD.new_tensor(self.config.d_model**0.5)
         if self.embed_positions is not None:
             x_BTD = x_BTD + self.embed_positions.weight[start : start + T]
-        rope = None
-        if self.config.position == "rope":
-            rope = (self.cos_SH[start : start + T], self.sin_SH[start : start + T])
+        ropes = self._rotations(start, T, cache.capacity if cache else T, x_BTD.device)
         masks: dict[tuple, tuple[Tensor | None, bool]] = {}  # layers of one kind share a mask
         for index, block in enumerate(self.blocks):
             layer = cache.layers[index] if cache else None
@@ -145,12 +148,35 @@ class Transformer(nn.Module):
             if kind not in masks:
                 masks[kind] = self._mask(T, start, layer, window, causal, x_BTD.device)
             mask_TS, triangle = masks[kind]
+            rope = ropes[window > 0] if self.config.rotates(index) else None
             x_BTD = block(
                 x_BTD, rope=rope, mask_TS=mask_TS, causal=triangle, cache=layer, length=start
             )
         if cache:
             cache.advance(T)
         return self.norm(x_BTD)
+
+    def _rotations(
+        self, start: int, T: int, longest: int, device: torch.device
+    ) -> Sequence[tuple[Tensor, Tensor] | None]:
+        """Compute the rotations of T positions: for full layers, and for windowed ones.
+
+        Which LongRoPE factors count is settled by the `longest` the sequence may become, so that
+        keys in the cache never need to be turned again.
+        """
+        config = self.config
+        if config.position != "rope":
+            return [None, None]
+        long = longest > config.rope_scaling.original_max_seq_len
+
+        def turn(frequency: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+            """Compute on the CPU, in fp64, which not every device has."""
+            cos_TH, sin_TH = rotation(frequency, start, T, factor)
+            return cos_TH.to(device), sin_TH.to(device)
+
+        full = turn(frequencies(config, long=long), attention_factor(config))
+        local = turn(frequencies(config, local=True), 1.0) if config.local_rope_theta else full
+        return [full, local]
 
     @staticmethod
     def _mask(
@@ -178,7 +204,8 @@ def initialise(model: Transformer, generator: torch.Generator) -> None:
 
     Matrices that read the stream get variance 1/fan-in; matrices that write to it, and an untied
     head, start at zero, so that every block begins as the identity and the first loss is exactly
-    ln V. Source: zero-initialised output projections, Zhang et al. 2019, arXiv:1901.09321.
+    ln V. Norms begin as the identity. Source: zero-initialised output projections, Zhang et al.
+    2019, arXiv:1901.09321.
     """
     tied = model.config.tie_embeddings
     for name, parameter in model.named_parameters():
@@ -190,6 +217,6 @@ def initialise(model: Transformer, generator: torch.Generator) -> None:
         elif name.startswith("embed_"):
             nn.init.normal_(parameter, std=0.02 if tied else 1.0, generator=generator)
         elif parameter.ndim == 1:
-            nn.init.ones_(parameter)
+            nn.init.constant_(parameter, 0.0 if model.config.norm_offset else 1.0)
         else:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)

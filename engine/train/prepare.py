@@ -4,6 +4,7 @@ Next on the arrow: `engine/train/run.py`, which takes the steps.
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from engine.cost import train_bytes
 from engine.data.corpora import open_corpus, scan, spool
 from engine.data.pack import PackProgress, Shards, pack, sides
 from engine.errors import CheckpointError, RecipeError
-from engine.files import write_whole
 from engine.hardware import check_memory
+from engine.manifest import read_json, read_manifest
 from engine.model.transformer import Transformer, initialise
 from engine.recipe import dump, load, override
-from engine.runs import create_run, has_begun, tidy
+from engine.runs import TOKENIZER, create_run, has_begun, tidy
 from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
 from engine.train.optim import Optimizers
 
@@ -86,8 +87,8 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool, force: bool) -> Save
         raise CheckpointError(f"{last} names {last.readlink()}, which is gone; start over: --force")
     if not last.exists():
         return None  # stopped before its first checkpoint: start again, to the same result
-    checkpoint.read_manifest(last)
-    return SavedRun(last.resolve(), checkpoint.read_json(last / "state" / "state.json"))
+    read_manifest(last, hash_up_to=math.inf)
+    return SavedRun(last.resolve(), read_json(last / "state" / "state.json"))
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -97,8 +98,9 @@ def _refuse_foreign(folder: Path) -> None:
     """
     if has_begun(folder):
         return
-    written, tokenizer = folder / "recipe.yaml", folder / "tokenizer.json"
-    foreign = tokenizer if tokenizer.exists() and not written.exists() else None
+    written = folder / "recipe.yaml"
+    found = [folder / name for name in TOKENIZER if (folder / name).exists()]
+    foreign = found[0] if found and not written.exists() else None
     if written.exists():  # a failed start left exactly what `dump` writes
         text = written.read_text(encoding="utf-8", errors="replace")
         try:
@@ -131,15 +133,15 @@ def prepare_data(
     # The run's own copy wins: from the first step on, nothing outside the folder can change it.
     own = folder / "tokenizer.json"
     if own.is_file():
-        tokenizer = load_tokenizer(own)
+        tokenizer = load_tokenizer(own, exact=True)
     elif recipe.tokenizer.path:
-        tokenizer = load_tokenizer(Path(recipe.tokenizer.path))
+        tokenizer = load_tokenizer(Path(recipe.tokenizer.path), exact=True)
     else:
         yield Doing(what=f"learning a tokenizer of {recipe.tokenizer.vocab_size:,} tokens")
         texts = (p.text for side, p in sides(train, valid, data.holdout) if side == "train")
         tokenizer = learn(texts, recipe.tokenizer)
     if not own.is_file():
-        write_whole(own, tokenizer.to_json())
+        tokenizer.save(folder, recipe.model.max_seq_len)
     yield Doing(what="tokenising")
     shards = yield from pack(train, valid, tokenizer, data.holdout, cache)
     dropped = train[1].dropped + (valid[1].dropped if valid else Counter())

@@ -32,6 +32,7 @@ from engine.hardware import (
     pick_dtype,
     use_threads,
 )
+from engine.manifest import read_json
 from engine.model.transformer import Transformer
 from engine.recipe import dump, duration
 from engine.runs import hold
@@ -366,7 +367,7 @@ class _Run:
             yield from self._save(best=False)
         yield Doing(what="scoring the held-out text")
         best = (self.folder / "best").resolve()
-        best_step = checkpoint.read_manifest(best, verify=False)["step"]
+        best_step = read_json(best / "manifest.json")["step"]
         model = self.model
         if best_step != self.step:  # the best came before the end, and it is what -m NAME loads
             model, _ = checkpoint.load_model(best, self.model.embed_tokens.weight.device)

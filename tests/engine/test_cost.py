@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import cost
-from engine.config import ModelConfig
+from engine.config import ModelConfig, RopeScaling
 from engine.model.attention import visible
 from engine.model.cache import FullLayer, KVCache
-from engine.model.transformer import Transformer
+from engine.model.transformer import ACTIVATIONS, Transformer
 from tests.conftest import make_model
 
 GPT2 = ModelConfig(
@@ -21,7 +21,7 @@ GPT2 = ModelConfig(
     d_ff=3072,
     max_seq_len=1024,
     norm="layernorm",
-    qk_norm=False,
+    qk_norm="none",
     position="learned",
     activation="gelu",
     attention_bias=True,
@@ -36,7 +36,7 @@ SMOLLM2 = ModelConfig(
     n_heads=9,
     n_kv_heads=3,
     d_ff=1536,
-    qk_norm=False,
+    qk_norm="none",
     tie_embeddings=True,
 )
 QWEN3 = ModelConfig(
@@ -50,36 +50,66 @@ QWEN3 = ModelConfig(
     tie_embeddings=True,
 )
 LLAMA2 = ModelConfig(
-    vocab_size=32000, d_model=4096, n_layers=32, n_heads=32, d_ff=11008, qk_norm=False
+    vocab_size=32000, d_model=4096, n_layers=32, n_heads=32, d_ff=11008, qk_norm="none"
 )
+
+
+@st.composite
+def scalings(draw, pairs: int) -> RopeScaling:
+    """Any stretch of the rotary frequencies, for heads of which so many pairs rotate."""
+    kind = draw(st.sampled_from(["none", "linear", "yarn", "llama3", "longrope"]))
+    values: dict = {} if kind == "none" else {"factor": draw(st.sampled_from([1.0, 1.5, 8.0]))}
+    if kind in ("yarn", "llama3", "longrope"):
+        values["original_max_seq_len"] = draw(st.integers(2, 30))
+    if kind in ("yarn", "longrope"):
+        values["attention_factor"] = draw(st.sampled_from([0.0, 1.0, 1.25]))
+    if kind == "yarn":
+        values |= draw(st.sampled_from([{}, {"beta_fast": 8.0}, {"beta_slow": 0.5}]))
+    if kind == "llama3":
+        values |= draw(st.sampled_from([{}, {"low_freq_factor": 0.5, "high_freq_factor": 2.0}]))
+    if kind == "longrope":
+        factors = st.lists(st.sampled_from([1.0, 1.5, 30.0]), min_size=pairs, max_size=pairs)
+        values |= {"short_factors": tuple(draw(factors)), "long_factors": tuple(draw(factors))}
+    return RopeScaling(kind=kind, **values)
 
 
 @st.composite
 def configs(draw) -> ModelConfig:
     """Any shape a recipe can ask for, small."""
     n_kv_heads = draw(st.integers(1, 3))
+    head_dim = 2 * draw(st.integers(1, 6))
+    rotary_dim = draw(st.sampled_from([head_dim, 2]))
     return ModelConfig(
         vocab_size=draw(st.integers(1, 50)),
         d_model=draw(st.integers(2, 24)),
         n_layers=draw(st.integers(1, 4)),
         n_heads=n_kv_heads * draw(st.integers(1, 3)),
         n_kv_heads=n_kv_heads,
-        head_dim=2 * draw(st.integers(1, 6)),
+        head_dim=head_dim,
         d_ff=draw(st.integers(0, 40)),
         max_seq_len=draw(st.integers(1, 30)),
         norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
         norm_eps=draw(st.sampled_from([1e-6, 1e-5, 0.1])),
-        sandwich_norm=draw(st.booleans()),
-        qk_norm=draw(st.booleans()),
+        norm_offset=draw(st.booleans()),
+        norm_placement=draw(st.sampled_from(["pre", "post", "sandwich"])),
+        qk_norm=draw(st.sampled_from(["none", "head", "width"])),
         position=draw(st.sampled_from(["rope", "learned", "none"])),
         rope_theta=draw(st.sampled_from([100.0, 10000.0, 1e6])),
-        activation=draw(st.sampled_from(["swiglu", "geglu", "gelu", "relu2"])),
+        local_rope_theta=draw(st.sampled_from([0.0, 100.0, 10000.0])),
+        rotary_dim=rotary_dim,
+        no_rope_every=draw(st.integers(0, 3)),
+        rope_scaling=draw(scalings(rotary_dim // 2)),
+        activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
         attention_bias=draw(st.booleans()),
         output_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
+        attention_width=draw(st.sampled_from([0, 5])),
+        attention_softcap=draw(st.sampled_from([0.0, 20.0])),
         sliding_window=draw(st.integers(0, 6)),
         full_every=draw(st.integers(0, 3)),
+        window_from=draw(st.integers(0, 2)),
         tie_embeddings=draw(st.booleans()),
+        scale_embeddings=draw(st.booleans()),
         logit_softcap=draw(st.sampled_from([0.0, 30.0])),
     )
 
@@ -158,12 +188,20 @@ def test_matrix_flops_equal_those_counted(changes):
     assert matrices == 16 * cost.forward_flops(model.config, 0)
 
 
-@pytest.mark.parametrize("window, full_every", [(0, 0), (64, 0), (500, 0), (900, 0), (64, 3)])
+@pytest.mark.parametrize(
+    "window, full_every, window_from",
+    [(0, 0, 0), (64, 0, 0), (500, 0, 0), (900, 0, 0), (64, 3, 0), (64, 0, 2), (64, 3, 1)],
+)
 @pytest.mark.parametrize("context", [100, 1000])
-def test_attention_flops_equal_the_visible_pairs(window, full_every, context):
+def test_attention_flops_equal_the_visible_pairs(window, full_every, window_from, context):
     """Two products of 2·N·H FLOPs for every key a query sees, averaged over the context."""
     config = ModelConfig(
-        vocab_size=9, n_layers=3, head_dim=10, sliding_window=window, full_every=full_every
+        vocab_size=9,
+        n_layers=3,
+        head_dim=10,
+        sliding_window=window,
+        full_every=full_every,
+        window_from=window_from,
     )
     position = torch.arange(context)
     seen = sum(
@@ -176,7 +214,7 @@ def test_attention_flops_equal_the_visible_pairs(window, full_every, context):
 
 def test_flops_by_hand():
     """Six FLOPs a weight and token in training; the embedding is a look-up and costs none."""
-    config = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_ff=12, qk_norm=False)
+    config = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_ff=12, qk_norm="none")
     weights = 4 * 8 * 8 + 3 * 8 * 12 + 10 * 8
     assert cost.forward_flops(config, 0) == 2 * weights
     assert cost.forward_flops(config, 6) == 2 * weights + 4 * 8 * 3

@@ -51,12 +51,12 @@ def test_every_problem_is_reported_at_once_with_its_place():
         ("- a", "a recipe must be a mapping"),
         ("train: {", "r.yaml:1: not valid YAML"),
         ("run: {seed: 1, seed: 2}", "run.seed is given twice"),
-        ("model: {n_heads: 0}", "must be at least 1"),
+        ("model: {n_heads: 0}", "must be from 1 to 16384"),
         ("model: {n_heads: 2.5}", "must be a whole number"),
         ("train: {optim: {momentum: 2}}", "must be from 0 to 0.9999"),
         ("train: {optim: {lr: .nan}}", "must be finite"),
         ("train: {optim: {lr: true}}", "must be a number"),
-        ("model: {qk_norm: maybe}", "must be true or false"),
+        ("model: {tie_embeddings: maybe}", "must be true or false"),
         ("run: {name: [a]}", "must be text"),
         ("run: {name: no}", "must be text"),
         ("train: {optim: {name: adam}}", "must be one of muon, adamw; did you mean adamw?"),
@@ -99,7 +99,7 @@ def test_an_empty_recipe_is_the_defaults():
                 max_size=8,
             ),
             "train.optim.lr": st.floats(0, 1e9, allow_nan=False),
-            "model.qk_norm": st.booleans(),
+            "model.tie_embeddings": st.booleans(),
             "eval.prompt": st.text(st.characters(blacklist_categories=("Cs",)), max_size=20),
         }
     )

@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from engine.errors import CheckpointError, RecipeError
-from engine.runs import create_run, delete_run, find, has_begun, hold, tidy
+from engine.runs import TOKENIZER, create_run, delete_run, find, has_begun, hold, tidy
 
 
 def test_deleting_a_run_leaves_what_is_not_its_own(tmp_path):
-    for name in ("notes.txt", "metrics.jsonl", "stdin", "tokenizer.json", "step-by-step.md"):
+    for name in ("notes.txt", "metrics.jsonl", "stdin", *TOKENIZER, "step-by-step.md"):
         (tmp_path / name).write_text("x")
     (tmp_path / "step-000001").mkdir()
     (tmp_path / ".step-000002.tmp").mkdir()

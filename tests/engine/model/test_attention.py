@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.config import ModelConfig
 from engine.model.attention import Attention, attend_reference, visible
-from engine.model.rope import rope_table, rotate
+from engine.model.rope import frequencies, rotate, rotation
 
 T = 7
 
@@ -33,9 +33,12 @@ def by_formula(attention: Attention, config: ModelConfig, x, rope, mask_TS):
 
     def heads(proj, norm, turn):
         y = x @ proj.weight.T + (proj.bias if config.attention_bias else 0)
-        y = y.unflatten(-1, (-1, config.head_dim))
-        if norm is not None and config.qk_norm:
+        if config.qk_norm != "width":
+            y = y.unflatten(-1, (-1, config.head_dim))
+        if norm is not None and config.qk_norm != "none":
             y = y * (y.square().mean(-1, keepdim=True) + config.norm_eps).rsqrt() * norm.weight
+        if config.qk_norm == "width":
+            y = y.unflatten(-1, (-1, config.head_dim))
         y = y.transpose(1, 2)
         return rotate(y, *rope) if turn and rope else y
 
@@ -55,7 +58,7 @@ def by_formula(attention: Attention, config: ModelConfig, x, rope, mask_TS):
 
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("qk_norm", ["none", "head", "width"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("look", ["causal", "window", "all"])
 def test_equals_its_formula(n_kv_heads, qk_norm, bias, look):
@@ -63,7 +66,7 @@ def test_equals_its_formula(n_kv_heads, qk_norm, bias, look):
         n_kv_heads=n_kv_heads, qk_norm=qk_norm, attention_bias=bias, output_bias=bias, head_dim=6
     )
     x = normal(2, T, 16)
-    rope = tuple(t[3 : 3 + T] for t in rope_table(config)) if look != "all" else None
+    rope = rotation(frequencies(config), 3, T) if look != "all" else None
     position = torch.arange(T)
     window = 3 if look == "window" else 0
     mask = (
@@ -127,7 +130,7 @@ def test_grouped_heads_equal_full_heads_with_copied_keys_and_values():
 
 def test_as_many_key_value_heads_as_query_heads_is_plain_multi_head_attention():
     """Against torch's own nn.MultiheadAttention with the same weights."""
-    attention, config = make_attention(qk_norm=False, attention_bias=True, output_bias=True)
+    attention, config = make_attention(qk_norm="none", attention_bias=True, output_bias=True)
     theirs = torch.nn.MultiheadAttention(config.d_model, config.n_heads, batch_first=True)
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     with torch.no_grad():

@@ -18,7 +18,7 @@ SLACK = WindowLayer.SLACK
 KINDS = {
     "full": {},
     "grouped": {"n_kv_heads": 2},
-    "one key/value head": {"n_kv_heads": 1, "qk_norm": False},
+    "one key/value head": {"n_kv_heads": 1, "qk_norm": "none"},
     "window": {"sliding_window": 5},
     "window of one": {"sliding_window": 1},
     "window longer than the prompt": {"sliding_window": 100},

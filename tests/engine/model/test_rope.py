@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from engine.config import ModelConfig
-from engine.model.rope import Rotation, rope_table, rotate
+from engine.config import ModelConfig, RopeScaling
+from engine.model.rope import Rotation, attention_factor, frequencies, rotate, rotation
 
 
 def table(head_dim: int, length: int = 1100, theta: float = 10000.0):
     config = ModelConfig(
         n_heads=2, d_model=2 * head_dim, max_seq_len=length, rope_theta=theta, head_dim=head_dim
     )
-    return rope_table(config)
+    return rotation(frequencies(config), 0, length)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -115,3 +115,163 @@ def test_a_larger_theta_turns_the_slow_pairs_slower():
     slow, fast = table(8, 100, 1e6)[1], table(8, 100, 1e4)[1]
     assert torch.equal(slow[:, 0], fast[:, 0])
     assert slow[99, 3] < fast[99, 3] / 10
+
+
+# Published numbers: theta, head, our scaling, and the same in transformers' words.
+SCALINGS = {
+    "linear": (1e4, 128, {"kind": "linear", "factor": 4.0}, {}),
+    "linear, Gemma 3": (1e6, 256, {"kind": "linear", "factor": 8.0}, {}),
+    "llama3, Llama 3.1": (
+        5e5,
+        128,
+        {"kind": "llama3", "factor": 8.0, "original_max_seq_len": 8192},
+        {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    ),
+    "llama3, Llama 3.2": (
+        5e5,
+        64,
+        {"kind": "llama3", "factor": 32.0, "original_max_seq_len": 8192},
+        {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    ),
+    "yarn, Qwen 2.5": (
+        1e6,
+        128,
+        {"kind": "yarn", "factor": 4.0, "original_max_seq_len": 32768},
+        {},
+    ),
+    "yarn, other ramp": (
+        1e4,
+        64,
+        {"kind": "yarn", "factor": 16.0, "original_max_seq_len": 2048}
+        | {"beta_fast": 64.0, "beta_slow": 2.0, "attention_factor": 1.5},
+        {"beta_fast": 64.0, "beta_slow": 2.0, "attention_factor": 1.5},
+    ),
+    "yarn, ramp cut off at both ends": (
+        100.0,
+        8,
+        {"kind": "yarn", "factor": 2.0, "original_max_seq_len": 16},
+        {},
+    ),
+    "longrope": (
+        1e4,
+        96,
+        {"kind": "longrope", "factor": 32.0, "original_max_seq_len": 4096}
+        | {"short_factors": tuple(1 + 0.01 * i for i in range(48))}
+        | {"long_factors": tuple(1 + 1.2 * i for i in range(48))},
+        {"short_factor": [1 + 0.01 * i for i in range(48)]}
+        | {"long_factor": [1 + 1.2 * i for i in range(48)]},
+    ),
+}
+
+
+def scaled(name: str) -> ModelConfig:
+    theta, head_dim, ours, _ = SCALINGS[name]
+    return ModelConfig(
+        n_heads=2,
+        d_model=2 * head_dim,
+        head_dim=head_dim,
+        max_seq_len=131_072,
+        rope_theta=theta,
+        rope_scaling=RopeScaling(**ours),
+    )
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scaled_frequencies_equal_transformers(name, long):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    theta, head_dim, ours, words = SCALINGS[name]
+    parameters = {"rope_type": ours["kind"], "rope_theta": theta, "factor": ours["factor"]} | words
+    if original := ours.get("original_max_seq_len"):
+        parameters["original_max_position_embeddings"] = original
+    theirs = LlamaConfig(
+        hidden_size=2 * head_dim,
+        num_attention_heads=2,
+        head_dim=head_dim,
+        max_position_embeddings=131_072,
+        rope_parameters=parameters,
+    )
+    length = 131_072 if long else 10
+    expected, factor = ROPE_INIT_FUNCTIONS[ours["kind"]](theirs, "cpu", seq_len=length)
+    config = scaled(name)
+    found = frequencies(config, long=long)
+    assert found.dtype == torch.float64
+    # Their frequencies are fp32.
+    torch.testing.assert_close(found, expected.double(), rtol=2e-6, atol=0)
+    assert attention_factor(config) == pytest.approx(factor, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_a_scaling_changes_something(name):
+    config = scaled(name)
+    plain = frequencies(ModelConfig(head_dim=config.head_dim, rope_theta=config.rope_theta))
+    assert (frequencies(config) / plain).min() < 0.99
+
+
+@pytest.mark.parametrize("name", ["llama3, Llama 3.1", "yarn, Qwen 2.5"])
+def test_fast_pairs_are_kept_and_slow_ones_stretched_by_hand(name):
+    """What turns often in the old context tells neighbours apart; slower pairs do not."""
+    config = scaled(name)
+    scaling = config.rope_scaling
+    plain = frequencies(ModelConfig(head_dim=config.head_dim, rope_theta=config.rope_theta))
+    share = frequencies(config) / plain
+    turns = scaling.original_max_seq_len * plain / (2 * math.pi)
+    assert torch.equal(share[turns > 64], torch.ones_like(share[turns > 64]))
+    torch.testing.assert_close(
+        share[turns < 0.5], torch.full_like(share[turns < 0.5], 1 / scaling.factor)
+    )
+    assert (share[1:] <= share[:-1]).all(), "monotone in between"
+
+
+def test_attention_factors_by_hand():
+    """YaRN: 0.1 ln 4 + 1. LongRoPE: √(1 + ln 32 / ln 4096) = √(1 + 5/12)."""
+    assert attention_factor(scaled("yarn, Qwen 2.5")) == pytest.approx(1.1386294361)
+    assert attention_factor(scaled("longrope")) == pytest.approx(math.sqrt(17 / 12))
+    assert attention_factor(scaled("yarn, other ramp")) == 1.5
+    assert attention_factor(scaled("linear")) == attention_factor(scaled("llama3, Llama 3.1")) == 1
+
+
+def test_windowed_layers_with_a_base_of_their_own_are_not_scaled():
+    config = ModelConfig(
+        sliding_window=4,
+        local_rope_theta=100.0,
+        head_dim=8,
+        rope_scaling=RopeScaling(kind="linear", factor=8.0),
+    )
+    expected = 100.0 ** -(torch.arange(4, dtype=torch.float64) / 4)
+    torch.testing.assert_close(frequencies(config, local=True), expected)
+    assert not torch.equal(frequencies(config, local=True), frequencies(config))
+
+
+def test_numbers_beyond_the_rotated_part_stay_as_they_are():
+    config = ModelConfig(head_dim=16, rotary_dim=6)
+    x = normal(2, 3, 50, 16)
+    y = rotate(x, *rotation(frequencies(config), 0, 50))
+    assert torch.equal(y[..., 6:], x[..., 6:])
+    alone = rotate(x[..., :6], *rotation(frequencies(config), 0, 50))
+    assert torch.equal(y[..., :6], alone)
+    assert not torch.equal(y[:, :, 1:, :6], x[:, :, 1:, :6])
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"kind": "yarn"}, "original_max_seq_len"),
+        ({"kind": "yarn", "original_max_seq_len": 8, "beta_slow": 0.0}, "beta_slow"),
+        ({"kind": "llama3", "original_max_seq_len": 8, "low_freq_factor": 4.0}, "low_freq_factor"),
+        ({"kind": "longrope", "original_max_seq_len": 8, "long_factors": (0.0,)}, "above 0"),
+        ({"kind": "longrope", "original_max_seq_len": 1}, "attention_factor"),
+    ],
+    ids=str,
+)
+def test_scalings_that_would_divide_by_zero_are_refused(changes, word):
+    with pytest.raises(ValueError, match=word):
+        RopeScaling(**changes)
+
+
+def test_yarn_needs_pairs_that_differ():
+    scaling = RopeScaling(kind="yarn", original_max_seq_len=8, factor=2.0)
+    with pytest.raises(ValueError, match="rope_theta=1"):
+        ModelConfig(rope_theta=1.0, rope_scaling=scaling)

@@ -16,9 +16,9 @@ OPTIONS = {
     "default": {},
     "layernorm": {"norm": "layernorm"},
     "large norm_eps": {"norm_eps": 0.1},
-    "sandwich_norm": {"sandwich_norm": True},
-    "sandwich layernorm": {"sandwich_norm": True, "norm": "layernorm"},
-    "no qk_norm": {"qk_norm": False},
+    "sandwich_norm": {"norm_placement": "sandwich"},
+    "sandwich layernorm": {"norm_placement": "sandwich", "norm": "layernorm"},
+    "no qk_norm": {"qk_norm": "none"},
     "learned": {"position": "learned"},
     "none": {"position": "none"},
     "rope_theta": {"rope_theta": 100.0},
@@ -41,7 +41,7 @@ OPTIONS = {
     "n_layers": {"n_layers": 3},
     "everything": {
         "norm": "layernorm",
-        "sandwich_norm": True,
+        "norm_placement": "sandwich",
         "activation": "geglu",
         "attention_bias": True,
         "output_bias": True,
@@ -73,7 +73,9 @@ def fresh(seed: int = 0, **changes) -> Transformer:
 
 
 @pytest.mark.parametrize("vocab_size", [400, 4096])
-@pytest.mark.parametrize("changes", [{}, {"norm": "layernorm"}, {"sandwich_norm": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm": "layernorm"}, {"norm_placement": "sandwich"}], ids=str
+)
 def test_first_loss_is_ln_v(vocab_size, changes):
     """An untied head starts at zero, so every token is exactly as likely as any other."""
     model = fresh(vocab_size=vocab_size, **changes)
@@ -263,8 +265,8 @@ def test_rows_of_a_batch_are_alone(changes):
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "geglu", "gelu", "relu2"])
-@pytest.mark.parametrize("sandwich_norm", [False, True])
-def test_gradient_of_a_block(activation, sandwich_norm):
+@pytest.mark.parametrize("norm_placement", ["pre", "post", "sandwich"])
+def test_gradient_of_a_block(activation, norm_placement):
     """Finite differences in fp64 for the input and every weight; LayerNorm stays in fp64."""
     config = ModelConfig(
         vocab_size=4,
@@ -276,7 +278,7 @@ def test_gradient_of_a_block(activation, sandwich_norm):
         norm_eps=0.1,
         position="none",
         activation=activation,
-        sandwich_norm=sandwich_norm,
+        norm_placement=norm_placement,
         attention_bias=True,
         output_bias=True,
         mlp_bias=True,
@@ -335,15 +337,12 @@ def test_tied_head_is_the_embedding():
     assert make_model().lm_head.weight is not make_model().embed_tokens.weight
 
 
-def test_rotation_tables_are_rebuilt_not_stored():
-    """A model made on the meta device has none until `fill_tables`."""
+def test_rotations_follow_from_the_config_and_are_not_stored():
+    """A model made without memory, as loading does, turns positions as any other."""
     model = make_model()
-    assert not [name for name in model.state_dict() if "SH" in name]
     with torch.device("meta"):
         empty = Transformer(model.config)
-    empty = empty.to_empty(device="cpu")
-    empty.load_state_dict(model.state_dict())
-    empty.fill_tables()
+    empty.load_state_dict(model.state_dict(), assign=True)
     with torch.no_grad():
         assert torch.equal(empty(draw(1, 50)), model(draw(1, 50)))
 
@@ -382,7 +381,7 @@ def test_equals_gpt2():
         max_seq_len=32,
         norm="layernorm",
         norm_eps=1e-5,
-        qk_norm=False,
+        qk_norm="none",
         position="learned",
         activation="gelu",
         attention_bias=True,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import models, processors, trainers
+from tokenizers import decoders, models, processors, trainers
 
 from engine.config import TokenizerConfig
 from engine.errors import CheckpointError, DataError
@@ -21,6 +21,7 @@ from engine.text.tokenizer import (
     load_tokenizer,
 )
 from tests.conftest import TEXT
+from tests.engine.text.published import write
 
 CHARACTERS = st.one_of(
     st.characters(), st.sampled_from("\ud800\udbff\udc00\udc80\udcff\udfff é€😀")
@@ -289,34 +290,151 @@ def test_a_missing_tokenizer_is_named(tmp_path):
 def test_a_malformed_tokenizer_is_named(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{file} is not a tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=rf"{file}.* is not a tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path):
+def trained(text, decoder):
     inner = FastTokenizer(models.BPE())
     trainer = trainers.BpeTrainer(special_tokens=[END_OF_TEXT], show_progress=False)
-    inner.train_from_iterator(["日本語"], trainer)
-    inner.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: token \d .* not byte-level BPE"):
+    inner.train_from_iterator([text], trainer)
+    inner.decoder = decoder
+    return inner
+
+
+def test_a_tokenizer_without_decoder_is_refused(tmp_path):
+    trained("日本語", None).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: it has no decoder"):
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_without_all_bytes_is_refused(tmp_path):
-    inner = FastTokenizer(models.BPE())
-    trainer = trainers.BpeTrainer(special_tokens=[END_OF_TEXT], show_progress=False)
-    inner.train_from_iterator(["aabb"], trainer)
-    inner.save(str(tmp_path / "tokenizer.json"))
+def test_a_tokenizer_without_all_bytes_is_refused_for_training(tmp_path):
+    trained("aabb", decoders.ByteLevel()).save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).decode([1, 2]) == "ab"
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: .* lacks 254 of the 256 bytes"):
-        load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path, exact=True)
 
 
-def test_a_tokenizer_without_end_of_text_is_refused(tokenizer, tmp_path):
+def test_an_end_of_text_is_missed_only_when_needed(tokenizer, tmp_path):
     definition = json.loads(tokenizer.to_json())
     definition["added_tokens"] = []
     for special in SPECIAL_TOKENS:
         token_id = definition["model"]["vocab"].pop(special)
         definition["model"]["vocab"]["~~" * (token_id + 1)] = token_id
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: .* no <\|endoftext\|> token"):
-        load_tokenizer(tmp_path)
+    endless = load_tokenizer(tmp_path)
+    assert endless.ends == frozenset()
+    assert endless.decode(endless.encode("text")) == "text"
+    with pytest.raises(CheckpointError, match=r"no end-of-text token; name one as eos_token"):
+        _ = endless.end_of_text
+
+
+def published(folder, *special, **settings):
+    """A folder with a small byte-level tokenizer, added tokens and settings."""
+    inner = FastTokenizer.from_str(learned("gpt4").to_json())
+    inner.add_special_tokens([*special, "<bos>", "<eos>"])
+    inner.add_tokens(["<plain>"])
+    return write(folder, inner, **settings)
+
+
+def test_the_tokens_that_begin_and_end_a_text_are_read_from_the_folder(tmp_path):
+    published(tmp_path, bos_token="<bos>", eos_token={"content": "<eos>"}, add_bos_token=True)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 2, 99999]}')
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
+    tokenizer = load_tokenizer(tmp_path)
+    names = tokenizer.special
+    assert (names[tokenizer.bos], names[tokenizer.end_of_text]) == ("<bos>", "<eos>")
+    assert tokenizer.ends == {tokenizer.end_of_text, 1, 2}  # 99999 is no token
+    assert tokenizer.prompt(b"hi") == [tokenizer.bos, *tokenizer.encode("hi")]
+    assert tokenizer.prompt(b"") == [tokenizer.bos]
+    assert tokenizer.prompt(b"<bos>hi") == [tokenizer.bos, *tokenizer.encode("<bos>hi")]
+    assert tokenizer.encode("<bos>hi").count(tokenizer.bos) == 0
+    assert tokenizer.encode_template("<bos>hi") == tokenizer.prompt(b"hi")
+
+
+def test_without_settings_the_model_says_where_generation_ends(tmp_path):
+    published(tmp_path)
+    assert load_tokenizer(tmp_path).ends == {0}  # the end-of-text token of our own making
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
+    assert (load_tokenizer(tmp_path).end_of_text, load_tokenizer(tmp_path).bos) == (2, None)
+
+
+def test_what_the_settings_name_is_special(tmp_path):
+    """Even if tokenizer.json does not flag it; a name that is no token is not made one."""
+    for named in ({}, {"eos_token": "<plain>", "pad_token": "<nowhere>"}):
+        tokenizer = load_tokenizer(published(tmp_path, **named))
+        is_special = "<plain>" in tokenizer.special.values()
+        assert is_special == bool(named)
+        assert (len(tokenizer.encode("<plain>")) == 1) == (not named)
+        assert "<nowhere>" not in tokenizer.inner.get_vocab()
+
+
+def test_a_bos_that_text_can_spell_is_not_doubled():
+    """Some tokenizers begin a text with a token that is not special."""
+    inner = FastTokenizer.from_str(learned("gpt4").to_json())
+    inner.add_tokens(["<plain>"])
+    tokenizer = Tokenizer(inner)
+    tokenizer.bos, tokenizer.add_bos = inner.token_to_id("<plain>"), True
+    assert tokenizer.prompt(b"<plain>a") == [tokenizer.bos, *tokenizer.encode("a")]
+
+
+def test_what_tokenizer_json_puts_around_a_text_outweighs_the_settings(tmp_path):
+    """As in transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    for asked in (True, False):
+        for template, adds in (("<bos> $A", True), ("$A", False)):
+            published(tmp_path, bos_token="<bos>", add_bos_token=asked)
+            inner = FastTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+            inner.post_processor = processors.TemplateProcessing(
+                single=template, special_tokens=[("<bos>", inner.token_to_id("<bos>"))]
+            )
+            inner.save(str(tmp_path / "tokenizer.json"))
+            tokenizer = load_tokenizer(tmp_path)
+            assert tokenizer.add_bos == adds
+            theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+            assert theirs("hi")["input_ids"] == tokenizer.prompt(b"hi")
+
+
+def test_settings_and_template_survive_saving(tmp_path):
+    settings = {"eos_token": "<eos>", "chat_template": "{{ old }}", "padding_side": "left"}
+    published(tmp_path, **settings)
+    (tmp_path / "chat_template.jinja").write_text("{{ newer }}")
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.template == "{{ newer }}"
+    (tmp_path / "again").mkdir()
+    loaded.save(tmp_path / "again", 77)
+    again = load_tokenizer(tmp_path / "again")
+    assert again.settings == loaded.settings | {"model_max_length": 77}
+    assert again.settings.items() >= settings.items()
+    assert again.template == "{{ newer }}"
+
+
+def test_a_tokenizer_by_another_name_has_no_settings(tmp_path):
+    published(tmp_path, eos_token="<eos>")
+    (tmp_path / "tokenizer.json").rename(tmp_path / "mine.json")
+    assert load_tokenizer(tmp_path / "mine.json").settings == {}
+
+
+@pytest.mark.parametrize(
+    "broken, flaw",
+    [
+        ({"normalizer": {"type": "NFC"}}, "normalizes text"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "changes text as it"),
+        ({"split": {"behavior": "Removed"}}, "changes text as it splits it"),
+        ({"added": {"lstrip": True}}, "changes text around the token '<plain>'"),
+        ({"added": {"content": "Ġthe"}}, ""),
+    ],
+)
+def test_what_makes_a_tokenizer_inexact_is_said(tmp_path, broken, flaw):
+    folder = published(tmp_path, eos_token="<eos>")
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    if "split" in broken:
+        definition["pre_tokenizer"]["pretokenizers"][0].update(broken.pop("split"))
+    if "added" in broken:
+        definition["added_tokens"][-1].update(broken.pop("added"))
+    for key in broken:
+        definition[key] = {"trim_offsets": True, "use_regex": True} | broken[key]
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    tokenizer = load_tokenizer(folder)
+    assert (flaw in tokenizer.flaw) and tokenizer.exact == (not flaw)

@@ -10,10 +10,13 @@ import torch
 from engine import checkpoint
 from engine.errors import CheckpointError, DataError, DivergenceError, RecipeError, ResourceError
 from engine.recipe import load
+from engine.runs import TOKENIZER
+from engine.text.tokenizer import load_tokenizer
 from engine.train.log import read_metrics
 from engine.train.loop import TrainStep
 from engine.train.run import Evaluated, Finished, Interrupted, Prepared, run
 from tests.conftest import ROOT
+from tests.engine.text.published import llama3, qwen, write
 
 # 900 windows of text and 24 steps of 48: the run crosses its first epoch after 18 steps.
 RECIPE = """
@@ -160,7 +163,7 @@ def test_a_divergence_keeps_the_last_good_state(tmp_path, lr):
         train(
             tmp_path,
             "run",
-            "model.qk_norm=false",
+            "model.qk_norm=none",
             "train.schedule.warmup=20",
             f"train.optim.lr={lr}",
             f"train.optim.head_lr={lr}",
@@ -179,13 +182,44 @@ def test_a_run_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"force": True}])
 def test_files_of_the_user_are_not_taken_for_a_run(tmp_path, options):
     """`lm train exp/recipe.yaml -o exp` once replaced the recipe it was given."""
-    for name, text in (("recipe.yaml", "# mine\nrun: {seed: 3}\n"), ("tokenizer.json", "{}")):
+    theirs = {"recipe.yaml": "# mine\nrun: {seed: 3}\n"} | dict.fromkeys(TOKENIZER, "{}")
+    for name, text in theirs.items():
         folder = tmp_path / name.replace(".", "-")
         folder.mkdir()
         (folder / name).write_text(text)
         with pytest.raises(RecipeError, match="would be lost"):
             train(tmp_path, folder.name, until=1, **options)
         assert (folder / name).read_text() == text
+
+
+def test_a_run_keeps_the_settings_of_its_tokenizer(tmp_path):
+    """Which token ends a document may stand beside tokenizer.json only; resuming must find it."""
+    published = write(tmp_path, llama3(), eos_token="<|end_of_text|>", chat_template="{{ x }}")
+    path = f"tokenizer.path={published}"
+    for resume in (False, True):
+        events = train(tmp_path, "run", path, until=6 if not resume else None, resume=resume)
+        prepared = next(event for event in events if isinstance(event, Prepared))
+        tokenizer = prepared.data.tokenizer
+        assert tokenizer.special[tokenizer.end_of_text] == "<|end_of_text|>"
+        assert tokenizer.end_of_text in prepared.data.shards.tokens("train")
+    assert load_tokenizer(tmp_path / "run" / "last").template == "{{ x }}"
+
+
+def test_another_end_of_text_makes_other_shards(tmp_path):
+    """The definition of the tokenizer is the same; a cache that went by it alone would be wrong."""
+    ends = {}
+    for name in ("<|end_of_text|>", "<|eot_id|>"):
+        folder = write(tmp_path, llama3(), eos_token=name)
+        events = train(tmp_path, name.strip("<|>"), f"tokenizer.path={folder}", until=1)
+        prepared = next(event for event in events if isinstance(event, Prepared))
+        ends[name] = int(prepared.data.shards.tokens("train")[-1])
+        assert prepared.data.tokenizer.special[ends[name]] == name
+
+
+def test_a_tokenizer_that_alters_text_is_refused(tmp_path):
+    folder = write(tmp_path, qwen(), eos_token="<|endoftext|>")
+    with pytest.raises(CheckpointError, match="the tokenizer normalizes text, so"):
+        train(tmp_path, "run", f"tokenizer.path={folder}")
 
 
 def test_a_failed_start_is_replaced(tmp_path):

@@ -1,0 +1,68 @@
+"""Showing an import: where from, how far, what came of it."""
+
+import time
+from collections.abc import Iterator
+
+from cli.render import console, count, emit_json, say, size
+from engine.hardware import peak_memory
+from engine.interop.importing import Imported, Progress
+from engine.interop.source import Source
+
+
+def show_import(
+    events: Iterator[Progress | Imported],
+    source: Source,
+    began: float,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run an import to its end, with a bar on a terminal, and say what was made."""
+    result = _follow(events, quiet)
+    seconds = time.perf_counter() - began
+    if as_json:
+        emit_json(
+            "import",
+            {
+                "folder": str(result.folder),
+                "model_type": result.model_type,
+                "parameters": result.parameters,
+                "bytes": result.bytes,
+                "stored": result.stored,
+                "licence": result.licence,
+                "seconds": round(seconds, 3),
+                "peak_memory": peak_memory(),
+            },
+        )
+        return
+    config = result.config
+    say(
+        f"{result.model_type}  {count(result.parameters)} parameters ({result.parameters:,}):"
+        f" {config.n_layers} layers × {config.d_model}, vocabulary {config.vocab_size:,},"
+        f" context {config.max_seq_len:,}",
+        quiet,
+    )
+    say(f"weights  {source.stored} → {size(result.bytes)} in {seconds:.1f} s", quiet)
+    say(f"licence  {result.licence}", quiet)
+    say(f"made {result.folder} (peak memory {size(peak_memory())})", quiet)
+    verb = "chat" if result.template else "generate 'Once'"
+    name = result.folder.name if result.folder.parent.name == "checkpoints" else result.folder
+    say(f"next: lm {verb} -m {name}", quiet)
+
+
+def _follow(events: Iterator[Progress | Imported], quiet: bool) -> Imported:
+    """Draw progress where a person is looking; return the result."""
+    err = console(stderr=True)
+    if quiet or not err.is_terminal:
+        return next(event for event in events if isinstance(event, Imported))
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("writing", total=None)
+        for event in events:
+            if isinstance(event, Imported):
+                return event
+            bar.update(task, completed=event.done, total=event.total)
+    raise AssertionError("an import ends with its result")

@@ -1,0 +1,241 @@
+"""What `lm show` says about a checkpoint, or about a model that is not imported yet."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli.render import console, count, size
+from engine.config import ModelConfig, Recipe
+from engine.cost import kv_bytes_per_token, kv_fixed_bytes, parameters, train_flops
+from engine.manifest import read_config, read_json, read_manifest
+from engine.recipe import flatten, to_dict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A model as far as headers and small files tell."""
+
+    folder: Path
+    family: str
+    config: ModelConfig
+    weight_bytes: int
+    manifest: Mapping[str, Any]
+    stored: str = ""  # how the weights lie on disk
+
+
+def look(folder: Path) -> Shown:
+    """Read a checkpoint's small files. Raises: CheckpointError if they are missing or damaged."""
+    manifest = read_manifest(folder)
+    raw = read_json(folder / "config.json")
+    return Shown(
+        folder=folder,
+        family=raw["model_type"],
+        config=read_config(folder),
+        weight_bytes=sum(
+            entry["bytes"]
+            for name, entry in manifest["files"].items()
+            if "/" not in name and name.endswith(".safetensors")
+        ),
+        manifest=manifest,
+        stored=str(raw.get("dtype", "")),
+    )
+
+
+def look_outside(path: Path) -> Shown:
+    """Read the headers of a GGUF file or a Hugging Face folder that is not imported."""
+    from engine.interop.source import open_source
+    from engine.model.config_json import from_config_json
+
+    source = open_source(path)
+    return Shown(
+        folder=path,
+        family=str(source.config.get("model_type")),
+        config=from_config_json(source.config, f"{path}/config.json"),
+        weight_bytes=sum(spec.bytes for spec in source.specs.values()),
+        manifest={"source": {"origin": str(path), "licence": source.licence or "not stated"}},
+        stored=source.stored,
+    )
+
+
+def as_json(shown: Shown) -> dict[str, Any]:
+    """Return all of it for --json."""
+    groups = parameters(shown.config)
+    return {
+        "folder": str(shown.folder),
+        "family": shown.family,
+        "parameters": groups | {"total": sum(groups.values())},
+        "config": dataclasses.asdict(shown.config),
+        "weight_bytes": shown.weight_bytes,
+        "kv_bytes_per_token": kv_bytes_per_token(shown.config),
+        "tokenizer": tokenizer_facts(shown.folder),
+        "manifest": dict(shown.manifest),
+    }
+
+
+def print_shown(shown: Shown) -> None:
+    """Write it for a person."""
+    out, config = console(), shown.config
+    groups = parameters(config)
+    total = sum(groups.values())
+    out.print(f"[bold]{shown.folder}[/]  {shown.family}")
+    out.print(
+        f"shape      {config.n_layers} layers × {config.d_model}, {config.n_heads} heads of"
+        f" {config.head_dim}, {config.n_kv_heads} kv heads, mlp {config.d_ff} {config.activation}"
+    )
+    out.print(f"details    {_details(config)}")
+    out.print(f"context    {config.max_seq_len:,} tokens, vocabulary {config.vocab_size:,}")
+    out.print(f"parameters {total:,}")
+    for name, number in groups.items():
+        out.print(f"  {name:<10} {number:>12,}  {number / total:6.1%}")
+    out.print(f"weights    {size(shown.weight_bytes)}, {shown.stored}")
+    out.print(
+        f"cost       {count(train_flops(config, config.max_seq_len))}FLOP to train a token,"
+        f" {size(kv_bytes_per_token(config))} of fp32 cache per token"
+    )
+    facts = tokenizer_facts(shown.folder)
+    if facts:
+        ends = ", ".join(facts["ends"]) or "none"
+        out.print(f"tokenizer  {facts['tokens']:,} tokens, {facts['kind']}; ends with {ends}")
+        out.print(f"template   {'chat template' if facts['template'] else 'none: a base model'}")
+    _print_origin(out, shown)
+
+
+def _print_origin(out, shown: Shown) -> None:
+    """Say where a model comes from: its data and training, or the place it was imported from."""
+    manifest = shown.manifest
+    if source := manifest.get("source"):
+        out.print(f"from       {source['origin']}", markup=False)
+        out.print(f"licence    {source['licence']}", markup=False)
+    elif "step" in manifest:
+        _print_training(out, shown)
+    for name, entry in sorted(manifest.get("files", {}).items()):
+        out.print(f"file       {entry['sha256'][:12]}  {entry['bytes']:>13,}  {name}", markup=False)
+
+
+def _print_training(out, shown: Shown) -> None:
+    """Say what a model was trained on and how it came out."""
+    manifest = shown.manifest
+    if data := manifest.get("data", {}):
+        out.print(
+            f"data       {data['source']}: {data['train']['tokens']:,} tokens of"
+            f" {data['train']['documents']:,} documents, digest {data['digest'][:12]}"
+        )
+        out.print(f"held out   {data['held_out']}")
+    out.print(
+        f"trained    step {manifest['step']:,}, {manifest.get('tokens_seen') or 0:,} tokens,"
+        f" {manifest.get('train_seconds') or 0:,.0f} s"
+    )
+    if manifest.get("valid_bpb"):
+        out.print(f"held-out   {manifest['valid_bpb']:.4f} bits per byte, as scored on the way")
+    for key, value in _differences(shown.folder):
+        out.print(f"recipe     {key} = {value}", markup=False)
+    out.print(f"lineage    {manifest.get('parent') or 'trained from nothing'}")
+    versions = manifest.get("versions", {})
+    out.print("made with  " + ", ".join(f"{name} {value}" for name, value in versions.items()))
+
+
+def _details(config: ModelConfig) -> str:
+    """Name what sets this model apart from a plain one."""
+    said = [config.norm_placement + "-" + config.norm]
+    if config.position == "rope":
+        said.append(f"rope θ {config.rope_theta:g}")
+        if config.rope_scaling.kind != "none":
+            said.append(f"{config.rope_scaling.kind} × {config.rope_scaling.factor:g}")
+    else:
+        said.append(f"positions {config.position}")
+    if config.qk_norm != "none":
+        said.append(f"q/k norm per {config.qk_norm}")
+    if config.sliding_window:
+        windowed = sum(config.window(layer) > 0 for layer in range(config.n_layers))
+        said.append(f"window {config.sliding_window:,} in {windowed} layers")
+    if config.logit_softcap or config.attention_softcap:
+        said.append("soft caps")
+    said.append("tied head" if config.tie_embeddings else "own head")
+    return ", ".join(said)
+
+
+def tokenizer_facts(folder: Path) -> dict[str, Any]:
+    """Describe the tokenizer of a folder; nothing if it has none."""
+    from engine.text.tokenizer import load_tokenizer
+
+    if not (folder.is_dir() and (folder / "tokenizer.json").is_file()):
+        return {}
+    tokenizer = load_tokenizer(folder)
+    return {
+        "tokens": tokenizer.vocab_size,
+        "kind": type(tokenizer.inner.model).__name__,
+        "exact": tokenizer.exact,
+        "ends": sorted(tokenizer.special.get(token, str(token)) for token in tokenizer.ends),
+        "template": tokenizer.template is not None,
+    }
+
+
+def fit(shown: Shown) -> dict[str, Any]:
+    """Say what running a model takes and how long a context fits this machine's free memory.
+
+    Weights on a CPU are mapped as they lie on disk if they are fp32, and widened to fp32 if they
+    are not and the CPU has no fast bf16.
+    """
+    import torch
+
+    from engine.hardware import free_memory, has_fast_bf16
+
+    config = shown.config
+    total = sum(parameters(config).values())
+    narrow = shown.stored in ("bfloat16", "float16") and has_fast_bf16(torch.device("cpu"))
+    width = 2 if narrow else 4
+    weights, free = total * width, free_memory()
+    per_token = kv_bytes_per_token(config, width)
+    fixed = kv_fixed_bytes(config, width)
+    # The head's logits, and a few vectors per token of the prompt while it is read.
+    scratch = 4 * config.vocab_size + 300_000_000
+    room = free - weights - fixed - scratch
+    longest = config.max_seq_len if not per_token else room // per_token
+    return {
+        "free": free,
+        "weights": weights,
+        "dtype": "bf16" if narrow else "fp32",
+        "kv_per_token": per_token,
+        "kv_windows": fixed,
+        "scratch": scratch,
+        "fits": room > 0,
+        "largest_context": int(max(0, min(config.max_seq_len, longest))),
+    }
+
+
+def print_fit(shown: Shown) -> None:
+    """Write the memory estimate for a person."""
+    out, found, config = console(), fit(shown), shown.config
+    out.print(f"free memory   {size(found['free'])}")
+    out.print(f"weights       {size(found['weights'])} as {found['dtype']}")
+    out.print(f"runtime       {size(found['scratch'])} for torch, logits and scratch")
+    cache = f"{size(found['kv_per_token'])} per token"
+    if found["kv_windows"]:
+        cache += f" + {size(found['kv_windows'])} for windows"
+    whole = found["kv_per_token"] * config.max_seq_len + found["kv_windows"]
+    out.print(f"kv cache      {cache}; {size(whole)} at {config.max_seq_len:,} tokens")
+    if not found["fits"]:
+        out.print("[bold]does not fit[/]: the weights alone need more than is free")
+    elif found["largest_context"] == config.max_seq_len:
+        out.print(f"fits          at its whole context of {config.max_seq_len:,} tokens")
+    else:
+        out.print(f"fits          up to a context of {found['largest_context']:,} tokens")
+
+
+def _differences(folder: Path) -> list[tuple[str, object]]:
+    """Return the recipe fields that are not at their default, the model's shape aside.
+
+    Read as plain YAML: a recipe of another version may have fields that this one has not.
+    """
+    import yaml
+
+    file = folder / "recipe.yaml"
+    tree = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    defaults = flatten(to_dict(Recipe()))
+    return sorted(
+        (key, value)
+        for key, value in flatten(tree or {}).items()
+        if defaults.get(key) != value and not key.startswith("model.")
+    )

@@ -1,0 +1,102 @@
+"""A conversation over one KV cache: each turn runs only what the cache does not hold yet.
+
+The whole conversation is rendered anew for every answer, because a template may rewrite earlier
+turns. What the cache and the new prompt have in common at the beginning is kept, the rest is
+forgotten and run again, so the answer is the one that a fresh start would give.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from engine.config import SampleConfig
+from engine.errors import LimitError
+from engine.generate.decode import Prefilled, Token, generate, prefill
+from engine.model.cache import KVCache
+from engine.model.transformer import Transformer
+from engine.text.chat import Rendered, render
+from engine.text.renderer import Renderer
+from engine.text.tokenizer import Tokenizer
+
+ANSWER = 2048  # most tokens of an answer, where nobody said otherwise and the context has room
+
+
+class Session:
+    """The messages of a conversation and the cache of what the model has read of them."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        settings: SampleConfig,
+        renderer: Renderer,
+        messages: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings  # max_tokens 0: as many as the context has room for
+        self.renderer = renderer
+        self.variables = dict(variables or {})
+        self.messages: list[dict[str, Any]] = [dict(message) for message in messages]
+        self.reused = 0  # prompt tokens of the last answer that were in the cache already
+        self._cache: KVCache | None = None
+        self._held: list[int] = []  # the tokens that the cache holds
+
+    @property
+    def context(self) -> int:
+        """Return how many tokens a conversation may have."""
+        return self.model.config.max_seq_len
+
+    def prompt(self) -> Rendered:
+        """Return what the model would read to answer now."""
+        return render(
+            self.messages, self.tokenizer, variables=self.variables, renderer=self.renderer
+        )
+
+    def answer(self, seed: int, stops: Sequence[str] = ()) -> Generator[Token]:
+        """Answer the messages so far and, when done or abandoned, add the answer to them.
+
+        Raises: LimitError if the conversation leaves no room for an answer.
+        """
+        ids = self.prompt().ids
+        room = self.context - len(ids)
+        if room < 1 or self.settings.max_tokens > room:
+            raise LimitError(
+                f"the conversation has {len(ids):,} of {self.context:,} tokens and leaves"
+                f" {max(room, 0):,} for an answer; begin anew or take back a turn"
+            )
+        settings = replace(self.settings, max_tokens=self.settings.max_tokens or min(room, ANSWER))
+        start = self._read(ids)
+        self._held = list(ids)
+        text: list[str] = []
+        made: list[int] = []
+        stream = generate(
+            self.model, self.tokenizer, start, settings, seed=seed, stops=stops, keep=True
+        )
+        try:
+            for token in stream:
+                made.append(token.id)
+                text.append(token.text)
+                yield token
+        finally:
+            stream.close()
+            # The newest token was chosen but not run, so the cache does not hold it.
+            self._held += made[: start.cache.length - len(ids)]
+            self.messages.append({"role": "assistant", "content": "".join(text)})
+
+    def _read(self, ids: list[int]) -> Prefilled:
+        """Run the part of a prompt that the cache does not hold; at least its last token."""
+        same = 0
+        while same < min(len(self._held), len(ids) - 1) and self._held[same] == ids[same]:
+            same += 1
+        cache = self._cache
+        if cache is not None:
+            try:
+                cache.rewind(same)
+            except ValueError:  # a sliding window has let go of what lies that far back
+                cache = None
+        self.reused = same if cache is not None else 0
+        start = prefill(self.model, ids, self.context, onto=cache)
+        self._cache = start.cache
+        return start

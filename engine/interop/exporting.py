@@ -1,0 +1,106 @@
+"""Sending a checkpoint out: one GGUF file for llama.cpp, or a plain Hugging Face folder."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint import check_fit
+from engine.errors import RecipeError, ResourceError
+from engine.interop.gguf_hf import Written, write
+from engine.interop.gguf_tokenizer import tokenizer_to_gguf
+from engine.manifest import read_config, read_json, read_manifest
+from engine.model.transformer import Transformer
+from engine.text.tokenizer import load_tokenizer
+from engine.weights import TensorSpec, Weights, check_room, write_weights
+
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+FOLDER_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+# What a folder for other programs has beside the weights; the run's own state stays at home.
+PLAIN = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+)
+
+
+def to_gguf(folder: Path, out: Path, dtype: str, name: str) -> Written:
+    """Write a checkpoint as a GGUF file, with tokenizer and chat template inside.
+
+    Raises: CheckpointError if the model or tokenizer has no place in such a file; RecipeError if
+    `out` exists; ResourceError if the disk refuses.
+    """
+    _check_free(out)
+    manifest = read_manifest(folder)
+    tokenizer = load_tokenizer(folder)
+    raw = read_json(folder / "config.json")
+    settings = tokenizer.settings
+    metadata = tokenizer_to_gguf(
+        json.loads(tokenizer.to_json()), settings, raw["vocab_size"], tokenizer.template
+    )
+    extra: dict[str, Any] = {"name": name}
+    if licence := manifest.get("source", {}).get("licence"):
+        extra["license"] = licence
+    stream = ((item, tensor.float()) for item, tensor in _tensors(folder))
+    return write(out, raw, stream, metadata, dtype, extra)
+
+
+def to_folder(folder: Path, out: Path, dtype: str) -> int:
+    """Write a checkpoint as a plain Hugging Face folder; return the bytes of its weights.
+
+    Raises: RecipeError if `out` exists; ResourceError if the disk refuses.
+    """
+    _check_free(out)
+    read_manifest(folder)
+    weights = Weights(folder)
+    kind = FOLDER_TYPES.get(dtype)
+    specs = [
+        TensorSpec(spec.name, spec.shape, kind or spec.dtype) for spec in weights.specs.values()
+    ]
+    total = sum(spec.bytes for spec in specs)
+    check_room(out, total)
+    temporary = out.parent / f".{out.name}.exporting"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for pattern in PLAIN:
+            for file in folder.glob(pattern):
+                shutil.copyfile(file, temporary / file.name)
+        config = read_json(folder / "config.json")
+        config["dtype"] = str(specs[0].dtype).removeprefix("torch.")
+        text = json.dumps(config, indent=2) + "\n"
+        (temporary / "config.json").write_text(text, encoding="utf-8")
+        for _ in write_weights(temporary, specs, map(weights.read, weights.specs)):
+            pass
+        os.replace(temporary, out)
+    except OSError as error:
+        raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return total
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield a checkpoint's tensors under their names on disk, held against its config first."""
+    weights, config = Weights(folder), read_config(folder)
+    with torch.device("meta"):
+        state = Transformer(config).state_dict()
+    model_type = read_json(folder / "config.json")["model_type"]
+    for item in check_fit(state, config, model_type, weights.specs.values(), folder):
+        yield item.name, weights.read(item.name)
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise RecipeError(f"{out} exists; remove it, or choose another place with -o")

@@ -1,0 +1,114 @@
+"""A conversation over one cache says what a fresh start would say, and runs less."""
+
+import dataclasses
+from itertools import islice
+
+import pytest
+
+from engine.config import SampleConfig
+from engine.errors import LimitError
+from engine.generate.decode import generate, prefill
+from engine.generate.session import Session
+from engine.text.renderer import Renderer
+from tests.conftest import make_model
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Like templates that drop what earlier answers thought: the past changes between turns.
+FORGETFUL = CHATML.replace(
+    "{{ message.content }}",
+    "{{ message.content if loop.last or message.role == 'user' else message.content[:3] }}",
+)
+GREEDY = SampleConfig(temperature=0, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    with Renderer() as process:
+        yield process
+
+
+@pytest.fixture
+def chat(tokenizer, monkeypatch, renderer):
+    """Make a session over a tiny model with some template."""
+
+    def start(template: str = CHATML, settings: SampleConfig = GREEDY, **shape) -> Session:
+        monkeypatch.setattr(tokenizer, "template", template)
+        model = make_model(**({"max_seq_len": 512} | shape))
+        return Session(model, tokenizer, settings, renderer)
+
+    return start
+
+
+def ask(session: Session, text: str, seed: int = 0) -> list[int]:
+    session.messages.append({"role": "user", "content": text})
+    return [token.id for token in session.answer(seed)]
+
+
+def from_nothing(session: Session, seed: int = 0) -> list[int]:
+    """Answer the same messages with a new cache."""
+    ids = session.prompt().ids
+    start = prefill(session.model, ids, session.context)
+    settings = dataclasses.replace(session.settings, max_tokens=session.settings.max_tokens)
+    return [t.id for t in generate(session.model, session.tokenizer, start, settings, seed=seed)]
+
+
+@pytest.mark.parametrize("template", [CHATML, FORGETFUL], ids=["chatml", "forgetful"])
+@pytest.mark.parametrize("shape", [{}, {"sliding_window": 8, "full_every": 2}], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_turn_is_what_a_fresh_start_gives(chat, template, shape, temperature):
+    session = chat(template, dataclasses.replace(GREEDY, temperature=temperature), **shape)
+    for turn in range(4):
+        session.messages.append({"role": "user", "content": f"message number {turn} of several"})
+        expected = from_nothing(session, seed=turn)
+        assert [token.id for token in session.answer(turn)] == expected
+
+
+def test_a_second_turn_runs_only_what_is_new(chat):
+    session = chat()
+    ask(session, "a first message, long enough to be worth keeping")
+    before = len(session.prompt().ids)
+    ask(session, "b")
+    assert session.reused > before // 2
+    assert session.messages[-1]["role"] == "assistant"
+
+
+def test_an_abandoned_answer_is_kept_as_far_as_it_came(chat):
+    session = chat()
+    session.messages.append({"role": "user", "content": "hello"})
+    stream = session.answer(0)
+    said = "".join(token.text for token in islice(stream, 3))
+    stream.close()
+    assert session.messages[-1] == {"role": "assistant", "content": said}
+    session.messages.append({"role": "user", "content": "go on"})
+    expected = from_nothing(session)
+    assert [token.id for token in session.answer(0)] == expected
+
+
+def test_taking_back_a_turn_is_as_if_it_had_not_been(chat):
+    session = chat()
+    ask(session, "one")
+    kept = list(session.messages)
+    ask(session, "two")
+    session.messages[:] = kept
+    assert ask(session, "three") == from_nothing(_without_answer(session))
+
+
+def _without_answer(session: Session) -> Session:
+    session.messages.pop()
+    return session
+
+
+def test_a_full_context_is_an_error_that_says_how_full(chat):
+    session = chat(max_seq_len=64)
+    session.messages.append({"role": "user", "content": "word " * 100})
+    with pytest.raises(LimitError, match=r"of 64 tokens"):
+        next(session.answer(0))
+
+
+def test_an_answer_without_a_limit_ends_with_the_context(chat):
+    session = chat(settings=SampleConfig(temperature=1.0, max_tokens=0), max_seq_len=96)
+    answer = ask(session, "x", seed=3)
+    assert answer[-1] in session.tokenizer.ends or len(answer) <= 96
