@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.text.chat import check_messages
-
 from cli.render import emit, emit_json, say
 from engine.config import SampleConfig
 from engine.errors import DataError, EngineError, RecipeError
 from engine.generate.decode import Token
 from engine.generate.session import Session
 from engine.recipe import convert, nearest
+from engine.text.chat import check_messages
 
 HELP = """\
 /help              this list            /reset             forget the conversation
@@ -233,6 +232,7 @@ def _interruptible() -> Iterator[_Stop]:
     stop = _Stop()
 
     def handle(number: int, frame: object) -> None:
+        """Ask once; a second time, leave."""
         if stop.asked:
             os._exit(130)
         stop.asked = True

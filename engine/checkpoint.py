@@ -113,8 +113,14 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
         pass
     optimizer = {name: tensor.contiguous().cpu() for name, tensor in snapshot.optimizer.items()}
     safetensors.torch.save_file(optimizer, folder / "state" / "optimizer.safetensors")
-    end = snapshot.tokenizer.end_of_text
-    ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    tokenizer = snapshot.tokenizer
+    end, first = tokenizer.end_of_text, tokenizer.bos
+    stops = sorted(tokenizer.ends)
+    ends = {
+        "bos_token_id": end if first is None else first,
+        "eos_token_id": stops if len(stops) > 1 else end,
+        "pad_token_id": end,
+    }
     write_json(folder / "config.json", to_config_json(model.config) | ends)
     sample = snapshot.sample
     write_json(
@@ -124,7 +130,7 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
         | {theirs: getattr(sample, ours) for ours, theirs in SAMPLING.items()}
         | {"temperature": sample.temperature or 1.0},
     )
-    snapshot.tokenizer.save(folder, model.config.max_seq_len)
+    tokenizer.save(folder, model.config.max_seq_len)
     (folder / "recipe.yaml").write_text(snapshot.recipe_yaml, encoding="utf-8")
     write_json(folder / "state" / "state.json", dict(snapshot.state))
     write_manifest(folder, {"step": snapshot.step} | dict(snapshot.facts))

@@ -52,10 +52,12 @@ def tokenize(
         return
     pieces = [tokenizer.pieces[token] for token in tokens]
     shown = [piece.decode("utf-8", "replace") for piece in pieces]
+    # Some tokenizers put a space before the text; it is in the first piece and not in the text.
+    starts = [len(tokenizer.decode_bytes(tokens)) - sum(map(len, pieces))]
+    for piece in pieces:
+        starts.append(starts[-1] + len(piece))
+    starts[0] = 0
     if as_json:
-        starts = [0]
-        for piece in pieces:
-            starts.append(starts[-1] + len(piece))
         rows = [
             {"id": token, "piece": text, "start": start, "end": end}
             for token, text, start, end in zip(tokens, shown, starts, starts[1:], strict=False)
@@ -67,10 +69,8 @@ def tokenize(
     if out.is_terminal:
         _coloured(out, tokens, shown)
     else:
-        start = 0
-        for token, piece, text in zip(tokens, pieces, shown, strict=True):
+        for start, token, text in zip(starts, tokens, shown, strict=False):
             emit(f"{start}\t{token}\t{text!r}")
-            start += len(piece)
     ratio = f" · {len(data) / len(tokens):.2f} bytes/token" if tokens else ""
     say(f"{len(tokens):,} tokens · {len(data):,} bytes{ratio}")
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from engine.checkpoint import check_fit
 from engine.errors import RecipeError, ResourceError
-from engine.interop.gguf_hf import Written, write
-from engine.interop.gguf_tokenizer import tokenizer_to_gguf
+from engine.interop.gguf.folder import Written, write
+from engine.interop.gguf.tokenizer import tokenizer_to_gguf
 from engine.manifest import read_config, read_json, read_manifest
 from engine.model.transformer import Transformer
 from engine.text.tokenizer import load_tokenizer

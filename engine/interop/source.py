@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.interop.gguf import GGUF, read
-from engine.interop.gguf_hf import hf_tensors, to_hf
-from engine.interop.gguf_names import layout
-from engine.interop.gguf_tokenizer import tokenizer_from_gguf
+from engine.interop.gguf.folder import hf_tensors, to_hf
+from engine.interop.gguf.names import layout
+from engine.interop.gguf.reader import GGUF, read
+from engine.interop.gguf.tokenizer import tokenizer_from_gguf
 from engine.manifest import read_json
 from engine.weights import TensorSpec, Weights
 

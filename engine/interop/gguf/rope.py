@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.interop.gguf import shown
-from engine.interop.gguf_source import Keys
+from engine.interop.gguf.keys import Keys
+from engine.interop.gguf.reader import shown
 
 # (original context, low and high frequency factor) of published models, the common one first.
 _LLAMA3_SHAPES = [

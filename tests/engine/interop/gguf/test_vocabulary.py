@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
 from engine.errors import CheckpointError
-from engine.interop import gguf_vocabulary
-from engine.interop.gguf_tokenizer import tokenizer_from_gguf
-from engine.interop.gguf_vocabulary import FAMILIES, PRES, merges_from_scores, read_vocabulary
+from engine.interop.gguf import vocabulary
+from engine.interop.gguf.tokenizer import tokenizer_from_gguf
+from engine.interop.gguf.vocabulary import FAMILIES, PRES, merges_from_scores, read_vocabulary
 
 GPT2 = {
     "general.architecture": "llama",
@@ -139,11 +139,11 @@ def test_broken_metadata_is_refused_in_one_line(metadata, change, said):
 
 
 def test_absurd_sizes_are_refused(monkeypatch):
-    monkeypatch.setattr(gguf_vocabulary, "MAX_TOKENS", 5)
+    monkeypatch.setattr(vocabulary, "MAX_TOKENS", 5)
     with pytest.raises(CheckpointError, match="6 entries, not 1 … 5"):
         read_vocabulary(GPT2, "x")
     monkeypatch.undo()
-    monkeypatch.setattr(gguf_vocabulary, "MAX_CHARACTERS", 9)
+    monkeypatch.setattr(vocabulary, "MAX_CHARACTERS", 9)
     with pytest.raises(CheckpointError, match="together"):
         read_vocabulary(GPT2, "x")
 

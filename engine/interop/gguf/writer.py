@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.errors import RecipeError, ResourceError
 from engine.files import flush
-from engine.interop.gguf import ALIGNMENT, ARRAY, CHUNK, SCALARS, STRING, TYPES, package
+from engine.interop.gguf.reader import ALIGNMENT, ARRAY, CHUNK, SCALARS, STRING, TYPES, package
 
 _NUMBERS = {letter: number for number, letter in SCALARS.items()}
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from engine.interop.gguf_hf import Written, write
+from engine.interop.gguf.folder import Written, write
 
 COMMON: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7,

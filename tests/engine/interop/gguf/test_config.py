@@ -5,10 +5,10 @@ import pytest
 import transformers
 
 from engine.errors import CheckpointError
-from engine.interop.gguf import read
-from engine.interop.gguf_config import architecture_of, complete, to_keys
-from engine.interop.gguf_hf import to_hf
-from tests.engine.interop.tiny import COMMON, LINEAR, config_of, write_case
+from engine.interop.gguf.config import architecture_of, complete, to_keys
+from engine.interop.gguf.folder import to_hf
+from engine.interop.gguf.reader import read
+from tests.engine.interop.gguf.tiny import COMMON, LINEAR, config_of, write_case
 
 
 @pytest.mark.parametrize(

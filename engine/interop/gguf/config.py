@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.interop.gguf_names import ARCHITECTURES
-from engine.interop.gguf_rope import read_scaling, write_scaling
-from engine.interop.gguf_source import Keys, Source
+from engine.interop.gguf.keys import Keys, Source
+from engine.interop.gguf.names import ARCHITECTURES
+from engine.interop.gguf.rope import read_scaling, write_scaling
 
 # key in the file → key in config.json
 _KEYS = {

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
 from engine.errors import CheckpointError
-from engine.interop.gguf_vocabulary import (
+from engine.interop.gguf.vocabulary import (
     BYTES,
     CONTROL,
     SPACE,
@@ -23,7 +23,7 @@ from engine.interop.gguf_vocabulary import (
     merges_from_scores,
     read_vocabulary,
 )
-from engine.interop.gguf_words import describe_roles, describe_text, kind_of, tokens_and_types
+from engine.interop.gguf.words import describe_roles, describe_text, kind_of, tokens_and_types
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> tuple[str, dict]:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from engine.errors import CheckpointError
-from engine.interop.gguf import read
-from engine.interop.gguf_config import to_config
-from engine.interop.gguf_hf import to_hf
-from engine.interop.gguf_source import Keys
-from engine.interop.gguf_store import store
-from tests.engine.interop.tiny import write_case
+from engine.interop.gguf.config import to_config
+from engine.interop.gguf.folder import to_hf
+from engine.interop.gguf.keys import Keys
+from engine.interop.gguf.reader import read
+from engine.interop.gguf.writer import store
+from tests.engine.interop.gguf.tiny import write_case
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from engine.errors import CheckpointError, ResourceError
-from engine.interop.gguf import TYPES, read
-from engine.interop.gguf_hf import hf_tensors, to_hf
-from engine.interop.gguf_store import store
-from tests.engine.interop.tiny import write_case
+from engine.interop.gguf.folder import hf_tensors, to_hf
+from engine.interop.gguf.reader import TYPES, read
+from engine.interop.gguf.writer import store
+from tests.engine.interop.gguf.tiny import write_case
 
 METADATA = {
     "general.architecture": "llama",

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
 
-from engine.interop.gguf_config import complete
-from engine.interop.gguf_names import ARCHITECTURES, Slot, layout
-from tests.engine.interop.tiny import CASES, config_of, model_of
+from engine.interop.gguf.config import complete
+from engine.interop.gguf.names import ARCHITECTURES, Slot, layout
+from tests.engine.interop.gguf.tiny import CASES, config_of, model_of
 
 
 def complete_config(case):

@@ -6,11 +6,11 @@ import torch
 import transformers
 
 from engine.errors import CheckpointError, RecipeError
-from engine.interop.gguf import read
-from engine.interop.gguf_hf import DTYPES, hf_tensors, to_hf, write
-from engine.interop.gguf_names import Slot
-from engine.interop.gguf_store import store
-from tests.engine.interop.tiny import CASES, TOKENIZER, config_of, model_of, write_case
+from engine.interop.gguf.folder import DTYPES, hf_tensors, to_hf, write
+from engine.interop.gguf.names import Slot
+from engine.interop.gguf.reader import read
+from engine.interop.gguf.writer import store
+from tests.engine.interop.gguf.tiny import CASES, TOKENIZER, config_of, model_of, write_case
 
 
 def logits(model) -> torch.Tensor:

@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.interop.gguf import TensorInfo, shown
-from engine.interop.gguf_names import ARCHITECTURES
+from engine.interop.gguf.names import ARCHITECTURES
+from engine.interop.gguf.reader import TensorInfo, shown
 
 # Keys of an architecture that change nothing as long as they have one of these values.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

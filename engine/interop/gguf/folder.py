@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.interop.gguf import GGUF, TYPES, TensorInfo
-from engine.interop.gguf_config import architecture_of, check, complete, to_config, to_keys
-from engine.interop.gguf_names import Slot, layout
-from engine.interop.gguf_rope import FREQS, LONG, SHORT
-from engine.interop.gguf_store import store
+from engine.interop.gguf.config import architecture_of, check, complete, to_config, to_keys
+from engine.interop.gguf.names import Slot, layout
+from engine.interop.gguf.reader import GGUF, TYPES, TensorInfo
+from engine.interop.gguf.rope import FREQS, LONG, SHORT
+from engine.interop.gguf.writer import store
 
 # dtype → (type of matrices, type of embedding and head, number of general.file_type). Five bits or
 # fewer cost an embedding, which is often the head as well, more than they save.

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from engine.errors import ResourceError
-from engine.interop import gguf_store
-from engine.interop.gguf import read
-from engine.interop.gguf_store import store
+from engine.interop.gguf import writer
+from engine.interop.gguf.reader import read
+from engine.interop.gguf.writer import store
 
 KIND = library.GGUFValueType
 
@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(gguf_store, "flush", full)
+    monkeypatch.setattr(writer, "flush", full)
     with pytest.raises(ResourceError, match=r"m\.gguf: cannot be written: No space left"):
         put(path, {}, a=torch.zeros(3))
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

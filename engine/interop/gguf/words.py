@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import CheckpointError
-from engine.interop.gguf_vocabulary import (
+from engine.interop.gguf.vocabulary import (
     BYTE,
     BYTES,
     CONTROL,

@@ -7,9 +7,9 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processo
 
 from engine.config import TokenizerConfig
 from engine.errors import CheckpointError
-from engine.interop.gguf_tokenizer import tokenizer_from_gguf, tokenizer_to_gguf
+from engine.interop.gguf.tokenizer import tokenizer_from_gguf, tokenizer_to_gguf
 from engine.text.tokenizer import learn
-from tests.engine.interop.test_gguf_tokenizer import CORPUS, byte_level, sentencepiece
+from tests.engine.interop.gguf.test_tokenizer import CORPUS, byte_level, sentencepiece
 
 
 @pytest.mark.parametrize("split", ["line", "none"])

@@ -7,11 +7,11 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from engine.errors import CheckpointError
-from engine.interop.gguf import read
-from engine.interop.gguf_hf import to_hf
-from engine.interop.gguf_rope import FREQS, llama3_factors, longrope_attention
-from engine.interop.gguf_store import store
-from tests.engine.interop.tiny import LLAMA3, config_of, write_case
+from engine.interop.gguf.folder import to_hf
+from engine.interop.gguf.reader import read
+from engine.interop.gguf.rope import FREQS, llama3_factors, longrope_attention
+from engine.interop.gguf.writer import store
+from tests.engine.interop.gguf.tiny import LLAMA3, config_of, write_case
 
 
 def scaling(**changes):
