@@ -199,7 +199,7 @@ def test_a_token_across_the_border_is_refused(tokenizer, renderer):
     own = ChatTokenizer(
         tokenizer.inner, "{% generation %}{{ messages[0].content }}{% endgeneration %}"
     )
-    word = max((own.decode([i]) for i in range(300, 400)), key=len)
+    word = max((w for w in map(own.decode, ([i] for i in range(260, 400))) if w.isalpha()), key=len)
     assert len(own.encode(word)) == 1
     own.template = word[0] + own.template
     with pytest.raises(DataError, match="one token holds the end of a prompt"):

@@ -423,7 +423,7 @@ def test_a_tokenizer_by_another_name_has_no_settings(tmp_path):
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "changes text as it"),
         ({"split": {"behavior": "Removed"}}, "changes text as it splits it"),
         ({"added": {"lstrip": True}}, "changes text around the token '<plain>'"),
-        ({"added": {"content": "Ġthe"}}, ""),
+        ({"added": {"content": "Ġreturn"}}, ""),
     ],
 )
 def test_what_makes_a_tokenizer_inexact_is_said(tmp_path, broken, flaw):
