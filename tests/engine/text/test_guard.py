@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
+from engine.errors import DataError
 from engine.text.chat import render
 from engine.text.settings import Settings
 from engine.text.tokenizer import Tokenizer
@@ -125,6 +126,18 @@ def test_a_control_token_of_letters_alone_is_text_too(tokenizer, renderer):
     rendered = render(said("an ENDOFTURN here"), own, renderer=renderer)
     assert rendered.ids.count(inner.token_to_id("ENDOFTURN")) == 1
     assert rendered.kept_as_text == ("ENDOFTURN",)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: {"k": x}])
+def test_deep_nesting_is_an_error_of_the_conversation(chat, wrap):
+    deep = "x"
+    for _ in range(90):
+        deep = wrap(deep)
+    assert chat("{{ messages[0].content }}", [{"role": "user", "content": "x", "other": deep}]).ids
+    for _ in range(9000):
+        deep = wrap(deep)
+    with pytest.raises(DataError, match="nested more than 100 deep"):
+        chat("chatml", [{"role": "user", "content": "x", "other": deep}])
 
 
 def test_the_longest_token_wins_as_it_does_for_the_tokenizer(chat):
