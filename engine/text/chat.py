@@ -201,10 +201,9 @@ class _Filling:
         begin, end = self.guard.begin_answer, self.guard.end_answer
         marked = self.fill(process, self.given, False, (begin, end))
         pieces = re.split(f"[{begin}{end}]", marked)
-        kinds = re.findall(f"[{begin}{end}]", marked)
-        if "".join(pieces) != self.guard.reveal(shaded) or kinds != [begin, end] * (
-            len(kinds) // 2
-        ):
+        order = re.sub(f"[^{begin}{end}]", "", marked)
+        whole = self.guard.reveal(shaded)
+        if "".join(pieces) != whole or order != (begin + end) * (len(order) // 2):
             raise DataError("the chat template does not write its generation blocks as they are")
         places = list(accumulate(map(len, pieces[:-1])))
         return list(zip(places[::2], places[1::2], strict=True))

@@ -18,6 +18,7 @@ STRUCTURE = ("role", "type")  # the program's words; `<|{{ role }}|>` may well b
 NAME = re.compile(r"[\w-]+")
 # Characters for private use: too many for one conversation to hold all of them.
 PRIVATE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+MAX_DEPTH = 100  # of a conversation: far below what Python can recurse into
 NOBODY = "\U0010fffe"  # a code point that is never a character
 
 Encode = Callable[[str], list[int]]
@@ -139,17 +140,18 @@ class Guard:
         return [t for t in tokens if self._is_control(t) and t not in self.unknown]
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: Any, depth: int = 0) -> Iterator[str]:
     """Yield every string in a JSON-like value."""
+    if depth > MAX_DEPTH:
+        raise DataError(f"the conversation is nested more than {MAX_DEPTH} deep")
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _strings(key)
-            yield from _strings(item)
+        for pair in value.items():
+            yield from _strings(pair, depth)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _strings(item)
+            yield from _strings(item, depth + 1)
 
 
 def _changed(

@@ -9,6 +9,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from engine.text.settings import Settings
 from engine.text.tokenizer import Tokenizer
 
 _CONTROLS = """<s> </s> <unk> <|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>
@@ -27,18 +28,8 @@ class ChatTokenizer(Tokenizer):
         inner = FastTokenizer.from_str(inner.to_str())
         inner.add_special_tokens(list(CONTROLS))
         inner.add_tokens([AddedToken(word, normalized=False) for word in WORDS])
-        super().__init__(inner)
-        self.template = template
-        self.settings = settings or {}
-        self.bos = bos and inner.token_to_id(bos)
-        self.add_bos = add_bos
-
-    def encode_template(self, text):
-        self.inner.encode_special_tokens = False
-        try:
-            return self.encode(text)
-        finally:
-            self.inner.encode_special_tokens = True
+        raw = {"bos_token": bos, "add_bos_token": add_bos} | (settings or {})
+        super().__init__(inner, Settings(raw=raw, template=template))
 
 
 def peer(tokenizer):
@@ -48,7 +39,7 @@ def peer(tokenizer):
     named = {
         key: value["content"] if isinstance(value, dict) else value
         for key, value in tokenizer.settings.items()
-        if value is not None
+        if key.endswith("_token") and key != "add_bos_token" and value is not None
     }
     theirs = PreTrainedTokenizerFast(tokenizer_object=inner, **named)
     theirs.chat_template = tokenizer.template

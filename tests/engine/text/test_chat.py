@@ -199,8 +199,8 @@ def test_a_token_across_the_border_is_refused(tokenizer, renderer):
     own = ChatTokenizer(
         tokenizer.inner, "{% generation %}{{ messages[0].content }}{% endgeneration %}"
     )
-    word = max((w for w in map(own.decode, ([i] for i in range(260, 400))) if w.isalpha()), key=len)
-    assert len(own.encode(word)) == 1
+    word = max(filter(str.isalpha, (own.decode([i]) for i in range(400))), key=len)
+    assert len(own.encode(word)) == 1 < len(word)
     own.template = word[0] + own.template
     with pytest.raises(DataError, match="one token holds the end of a prompt"):
         find_answers(said(word[1:]), own, renderer=renderer)
