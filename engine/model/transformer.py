@@ -87,15 +87,22 @@ class Block(nn.Module):
         return x_BTD + self.drop(self.mlp_out_norm(branch_BTD))
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Make an embedding without filling it: drawing its numbers on the meta device, as loading
+    would, imports all of torch's compiler, a second of nothing.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 class Transformer(nn.Module):
     """A decoder-only transformer, stateless: everything that changes is an argument."""
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed_tokens = _embedding(config.vocab_size, config.d_model)
         learned = config.position == "learned"
-        self.embed_positions = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        self.embed_positions = _embedding(config.max_seq_len, config.d_model) if learned else None
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.n_layers))
         self.norm = make_norm(config, config.d_model)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
