@@ -45,16 +45,16 @@ def look(folder: Path) -> Shown:
 
 def look_outside(path: Path) -> Shown:
     """Read the headers of a GGUF file or a Hugging Face folder that is not imported."""
+    from engine.interop.importing import NO_LICENCE
     from engine.interop.source import open_source
-    from engine.model.config_json import from_config_json
 
     source = open_source(path)
     return Shown(
         folder=path,
         family=str(source.config.get("model_type")),
-        config=from_config_json(source.config, f"{path}/config.json"),
+        config=source.shape,
         weight_bytes=sum(spec.bytes for spec in source.specs.values()),
-        manifest={"source": {"origin": str(path), "licence": source.licence or "not stated"}},
+        manifest={"source": {"origin": str(path), "licence": source.licence or NO_LICENCE}},
         stored=source.stored,
     )
 

@@ -15,6 +15,8 @@ from engine.errors import CheckpointError
 from engine.files import flush, sha256
 from engine.model.config_json import from_config_json
 
+LARGEST = 20_000_000  # bytes of a JSON file; a manifest of a hundred thousand files has as many
+
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write manifest.json, with the size and sha256 of every other file, and flush all to disk."""
@@ -45,7 +47,7 @@ def read_manifest(folder: Path, hash_up_to: float = 64e6) -> dict[str, Any]:
     Raises: CheckpointError naming the file that is missing, cut short or changed.
     """
     manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or "step" not in manifest or not manifest.get("files"):
+    if not _is_manifest(manifest):
         raise CheckpointError(f"{folder}/manifest.json: not a manifest; use another checkpoint")
     for name, expected in manifest["files"].items():
         file = folder / name
@@ -65,9 +67,28 @@ def read_manifest(folder: Path, hash_up_to: float = 64e6) -> dict[str, Any]:
     return manifest
 
 
+def _is_manifest(value: Any) -> bool:
+    """Tell whether a value has what a manifest must have; `files` stay inside the folder."""
+    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+        return False
+    files = value.get("files")
+    return (
+        isinstance(files, dict)
+        and bool(files)
+        and all(isinstance(entry, dict) for entry in files.values())
+        and all(isinstance(entry.get("bytes"), int) for entry in files.values())
+        and all(isinstance(entry.get("sha256"), str) for entry in files.values())
+        and not any("\0" in name or {"", ".", ".."} & set(name.split("/")) for name in files)
+    )
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of a checkpoint. Raises: CheckpointError if missing or malformed."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: not a file")  # a pipe or /dev/zero has no end
+        if path.stat().st_size > LARGEST:
+            raise CheckpointError(f"{path}: has more than {LARGEST:,} bytes; use another copy")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None

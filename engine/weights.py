@@ -23,6 +23,7 @@ from engine.files import flush
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LARGEST_INDEX = 50_000_000  # bytes; published ones have less than a tenth
 SHARD_BYTES = 5_000_000_000  # what Hugging Face takes for one file
 
 # The format's name of a type ↔ torch's; weights are floating-point numbers.
@@ -63,9 +64,11 @@ class Weights:
         for file, expected in _files(folder).items():
             self.files.append(folder / file)
             try:
+                if (folder / file).exists() and not (folder / file).is_file():
+                    raise OSError("not a file")  # a pipe would keep us waiting
                 opened = safetensors.safe_open(folder / file, framework="pt")
                 found = set(opened.keys())
-            except (OSError, safetensors.SafetensorError) as error:
+            except (OSError, ValueError, safetensors.SafetensorError) as error:
                 raise CheckpointError(f"{folder / file}: cannot be read: {error}") from None
             if missing := (expected or found) - found:
                 raise CheckpointError(f"{folder / file} lacks {min(missing)}, which {INDEX} names")
@@ -91,6 +94,8 @@ def _files(folder: Path) -> dict[str, set[str] | None]:
     if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
         return {SINGLE: None}
     where = folder / INDEX
+    if where.stat().st_size > LARGEST_INDEX:
+        raise CheckpointError(f"{where}: has more than {LARGEST_INDEX:,} bytes, so it is no index")
     try:
         placed = json.loads(where.read_text(encoding="utf-8"))["weight_map"].items()
         files: dict[str, set[str]] = {}
@@ -100,7 +105,7 @@ def _files(folder: Path) -> dict[str, set[str] | None]:
                 raise CheckpointError(f"{where}: {file!r} is not the name of a file in this folder")
             files.setdefault(file, set()).add(name)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not an index of weights: {error!r}") from None
+        raise CheckpointError(f"{where}: not an index of weights: {error!r:.200}") from None
     if not files:
         raise CheckpointError(f"{where}: names no weights")
     return dict(files)

@@ -34,7 +34,8 @@ def export(
     from cli.options import CHECKPOINTS
     from cli.render import emit_json, say, size
     from engine.errors import RecipeError
-    from engine.interop.exporting import FOLDER_TYPES, to_folder, to_gguf
+    from engine.interop.exporting import to_folder, to_gguf
+    from engine.interop.importing import DTYPES
     from engine.runs import find
 
     folder = find(model, CHECKPOINTS)
@@ -45,7 +46,7 @@ def export(
         written = to_gguf(folder, out, chosen, name)
         total, kept = written.bytes, written.kept_f16
     else:
-        if dtype != "auto" and dtype not in FOLDER_TYPES:
+        if dtype != "auto" and dtype not in DTYPES:
             raise RecipeError(f"--dtype {dtype} is for --to gguf; a folder takes f32, f16 or bf16")
         out = out or Path(f"{name}-hf")
         total, kept = to_folder(folder, out, dtype), []
