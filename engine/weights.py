@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import torch
@@ -23,6 +23,7 @@ from engine.files import flush
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PIECE = 1 << 22  # numbers that are converted at once
 LARGEST_INDEX = 50_000_000  # bytes; published ones have less than a tenth
 SHARD_BYTES = 5_000_000_000  # what Hugging Face takes for one file
 
@@ -170,13 +171,18 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for spec in specs:
-            tensor = next(tensors)
-            assert tuple(tensor.shape) == spec.shape, f"{spec.name}: {tensor.shape}"
-            data = tensor.detach().to(device="cpu", dtype=spec.dtype).contiguous()
-            file.write(data.reshape(-1).view(torch.uint8).numpy().data)
+            _write_tensor(file, next(tensors), spec)  # no name: free before the next is made
             yield spec
         file.flush()
         os.fsync(file.fileno())
+
+
+def _write_tensor(file: BinaryIO, tensor: Tensor, spec: TensorSpec) -> None:
+    """Convert and write a tensor piece by piece."""
+    assert tuple(tensor.shape) == spec.shape, f"{spec.name}: {tensor.shape}"
+    for piece in tensor.detach().reshape(-1).split(PIECE):
+        data = piece.to(device="cpu", dtype=spec.dtype)
+        file.write(data.view(torch.uint8).numpy().data)
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -185,7 +191,7 @@ def check_room(folder: Path, needed: int) -> None:
     Raises: ResourceError naming what is needed and what is free.
     """
     place = folder
-    while not place.exists():
+    while not os.path.exists(place):  # unlike Path's own, false for a name that is too long
         place = place.parent
     free = shutil.disk_usage(place).free
     if needed > free:

@@ -171,9 +171,11 @@ def _open_gguf(path: Path) -> Source:
 
 def _in_order(names: list[str], stream: Iterator[tuple[str, Tensor]]) -> Iterator[Tensor]:
     """Pass on the tensors of a stream that has them in this order already."""
-    for name, (found, tensor) in zip(names, stream, strict=True):
+    for name in names:
+        found, tensor = next(stream)
         assert found == name, f"{found} came for {name}"
         yield tensor
+        del tensor  # before the next one is made
 
 
 def _ends(gguf: GGUF) -> dict[str, Any]:

@@ -13,7 +13,7 @@ VALUES: list[Any] = [
 
 
 def of_bytes(draw: random.Random, data: bytes) -> bytes:
-    """Cut, flip, insert, repeat or overwrite; early bytes more often, where formats have headers."""
+    """Cut, flip, insert, repeat or overwrite; early bytes more often, where headers are."""
     damaged = bytearray(data)
     size = len(damaged)
     limit = draw.choice((size, size, min(size, 600), min(size, 40)))
