@@ -13,7 +13,7 @@ from typing import Any
 
 from cli.render import emit, emit_json, say
 from engine.config import SampleConfig
-from engine.errors import DataError, EngineError, RecipeError
+from engine.errors import DataError, EngineError, RecipeError, ResourceError
 from engine.generate.decode import Token
 from engine.generate.session import Session
 from engine.recipe import convert, nearest
@@ -143,8 +143,12 @@ class Chat:
     def _retry(self, _: str) -> None:
         if not self.session.messages or self.session.messages[-1]["role"] != "assistant":
             raise RecipeError("/retry: there is no answer yet")
-        self.session.messages.pop()
-        self._answer()
+        before = self.session.messages.pop()
+        try:
+            self._answer()
+        except EngineError:
+            self.session.messages.append(before)
+            raise
 
     def _system(self, text: str) -> None:
         self.session.messages[:] = [{"role": "system", "content": text}] if text else []
@@ -174,14 +178,21 @@ class Chat:
             raise RecipeError("/save needs a file name")
         content = json.dumps({"messages": self.session.messages}, indent=2, ensure_ascii=False)
         try:
-            Path(name).expanduser().write_text(content + "\n", encoding="utf-8")
+            Path(os.path.expanduser(name)).write_text(content + "\n", encoding="utf-8")
         except OSError as error:
-            raise DataError(f"{name}: cannot be written: {error.strerror or error}") from None
+            raise ResourceError(f"{name}: cannot be written: {error.strerror or error}") from None
         say(f"saved {len(self.session.messages)} messages to {name}")
 
     def _load(self, name: str) -> None:
-        self.session.messages[:] = read_messages(Path(name).expanduser())
-        say(f"loaded {len(self.session.messages)} messages; {self.budget()}")
+        if not name:
+            raise RecipeError("/load needs a file name")
+        before = list(self.session.messages)
+        self.session.messages[:] = read_messages(Path(os.path.expanduser(name)))
+        try:
+            say(f"loaded {len(self.session.messages)} messages; {self.budget()}")
+        except EngineError:
+            self.session.messages[:] = before
+            raise
 
 
 def read_messages(file: Path) -> list[dict[str, Any]]:
@@ -198,8 +209,8 @@ def read_messages(file: Path) -> list[dict[str, Any]]:
 def typed_lines() -> Iterator[str]:
     """Yield what is typed or piped in; a backslash at the end of a line joins the next one."""
     if not sys.stdin.isatty():
-        for line in sys.stdin:
-            yield line.rstrip("\n")
+        for data in sys.stdin.buffer:
+            yield data.decode("utf-8", "replace").rstrip("\r\n")
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (editing and history for input)
@@ -207,19 +218,30 @@ def typed_lines() -> Iterator[str]:
     while True:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            line = input("… " if message else "> ")
+            line = _ask("… " if message else "> ")
         except EOFError:
-            emit("")
+            say("")
             return
         except KeyboardInterrupt:
-            emit("")
+            say("")
             message = ""
+            continue
+        except UnicodeDecodeError as error:
+            say(f"error: what was typed is not UTF-8: {error.reason}")
             continue
         if line.endswith("\\"):
             message += line[:-1] + "\n"
             continue
         yield message + line
         message = ""
+
+
+def _ask(prompt: str) -> str:
+    """Read a line; the prompt goes to the terminal even if stdout goes elsewhere."""
+    if sys.stdout.isatty():
+        return input(prompt)
+    print(prompt, end="", file=sys.stderr, flush=True)
+    return input()
 
 
 class _Stop:

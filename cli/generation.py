@@ -5,6 +5,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from cli.chat import Chat, read_messages, typed_lines
 from cli.render import emit, emit_json, say
 from engine.checkpoint import load_model, sample_defaults
 from engine.config import SampleConfig
-from engine.errors import DataError
+from engine.errors import CheckpointError, DataError
 from engine.generate.decode import Token, fit_prompt, generate, prefill
 from engine.generate.session import ANSWER, Session
 from engine.hardware import peak_memory, pick_device, pick_dtype, use_threads
@@ -21,6 +22,7 @@ from engine.manifest import read_json
 from engine.model.transformer import Transformer
 from engine.text.chat import Rendered, render
 from engine.text.renderer import Renderer
+from engine.text.settings import read_settings
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -48,6 +50,8 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     Raises: DataError for an empty prompt; LimitError if it does not fit the context.
     """
     use_threads(0)
+    if request.messages is not None:
+        check_template(request.folder)
     model, tokenizer = load_for(request.folder, request.device, request.dtype)
     whole = read_prompt(request, tokenizer).ids
     prompt, settings = _fit(request, whole, model.config.max_seq_len)
@@ -101,6 +105,8 @@ def read_prompt(request: Request, tokenizer: Tokenizer) -> Rendered:
 
 def show_prompt(request: Request, *, as_json: bool) -> None:
     """Write the exact text and ids that the model would read, without loading the model."""
+    if request.messages is not None:
+        check_template(request.folder)
     rendered = read_prompt(request, load_tokenizer(request.folder))
     if as_json:
         emit_json("prompt", {"text": rendered.text, "ids": rendered.ids})
@@ -135,6 +141,15 @@ def load_for(folder: Path, device: str, dtype: str) -> tuple[Transformer, Tokeni
     return load_model(folder, place, dtype=pick_dtype(wish, place))
 
 
+def check_template(folder: Path) -> None:
+    """Refuse to talk with a base model, before it is loaded. Raises: CheckpointError."""
+    if not read_settings(folder).template:
+        raise CheckpointError(
+            f"{folder}: has no chat template, so it is a base model; continue text with"
+            " `lm generate`, or use a model tuned for conversation (instruct, chat, it)"
+        )
+
+
 def open_chat(
     folder: Path,
     *,
@@ -148,7 +163,11 @@ def open_chat(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Load a model and talk until the input ends."""
+    """Load a model and talk until the input ends.
+
+    Raises: CheckpointError if the model has no chat template, or one that does not work.
+    """
+    check_template(folder)
     before = read_messages(messages) if messages else []
     if system:
         before = [{"role": "system", "content": system}, *before]
@@ -159,7 +178,8 @@ def open_chat(
         session = Session(model, tokenizer, settings, renderer, before, variables)
         seed = secrets.randbelow(1 << 31) if seed is None else seed
         talk = Chat(session, seed, as_json, quiet)
-        render([{"role": "user", "content": ""}], tokenizer, renderer=renderer)  # is there one?
+        with suppress(DataError):  # it works, whether or not it likes this
+            render([{"role": "user", "content": "x"}], tokenizer, renderer=renderer)
         if sys.stdin.isatty():
             say(f"{folder}  context {session.context:,} tokens · seed {seed} · /help", quiet)
         talk.talk(typed_lines())

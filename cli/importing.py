@@ -1,5 +1,7 @@
 """Showing an import: where from, how far, what came of it."""
 
+import contextlib
+import signal
 import time
 from collections.abc import Iterator
 
@@ -7,6 +9,8 @@ from cli.render import console, count, emit_json, say, size
 from engine.hardware import peak_memory
 from engine.interop.importing import Imported, Progress
 from engine.interop.source import Source
+
+INTERVAL = 10.0  # seconds between lines of progress where there is no bar
 
 
 def show_import(
@@ -18,7 +22,8 @@ def show_import(
     quiet: bool,
 ) -> None:
     """Run an import to its end, with a bar on a terminal, and say what was made."""
-    result = _follow(events, quiet)
+    with tidy_interrupt():
+        result = _follow(events, quiet)
     seconds = time.perf_counter() - began
     if as_json:
         emit_json(
@@ -50,11 +55,38 @@ def show_import(
     say(f"next: lm {verb} -m {name}", quiet)
 
 
+@contextlib.contextmanager
+def tidy_interrupt() -> Iterator[None]:
+    """Let Ctrl-C unwind what is going on, so that nothing half written stays behind."""
+    asked = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    except Exception:
+        if asked:  # a library turned the interrupt into an error of its own
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _follow(events: Iterator[Progress | Imported], quiet: bool) -> Imported:
-    """Draw progress where a person is looking; return the result."""
+    """Draw progress where a person is looking, or say it now and then; return the result."""
     err = console(stderr=True)
     if quiet or not err.is_terminal:
-        return next(event for event in events if isinstance(event, Imported))
+        said = time.monotonic()
+        for event in events:
+            if isinstance(event, Imported):
+                return event
+            if time.monotonic() - said > INTERVAL:
+                said = time.monotonic()
+                say(f"written {size(event.done)} of {size(event.total)}", quiet)
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 

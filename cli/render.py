@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 def emit(text: str, end: str = "\n") -> None:
     """Write payload to stdout at once; end the program quietly if nobody reads it any more."""
-    emit_bytes((text + end).encode("utf-8", "surrogateescape"))
+    try:
+        data = (text + end).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair, as a JSON file may spell it
+        data = (text + end).encode("utf-8", "replace")
+    emit_bytes(data)
 
 
 def emit_bytes(data: bytes) -> None:

@@ -1,8 +1,9 @@
 """What `lm show` says about a checkpoint, or about a model that is not imported yet."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,16 @@ def look(folder: Path) -> Shown:
 
 def look_outside(path: Path) -> Shown:
     """Read the headers of a GGUF file or a Hugging Face folder that is not imported."""
+    from engine.interop.importing import NO_LICENCE
     from engine.interop.source import open_source
-    from engine.model.config_json import from_config_json
 
     source = open_source(path)
     return Shown(
         folder=path,
         family=str(source.config.get("model_type")),
-        config=from_config_json(source.config, f"{path}/config.json"),
+        config=source.shape,
         weight_bytes=sum(spec.bytes for spec in source.specs.values()),
-        manifest={"source": {"origin": str(path), "licence": source.licence or "not stated"}},
+        manifest={"source": {"origin": str(path), "licence": source.licence or NO_LICENCE}},
         stored=source.stored,
     )
 
@@ -76,64 +77,69 @@ def as_json(shown: Shown) -> dict[str, Any]:
 
 def print_shown(shown: Shown) -> None:
     """Write it for a person."""
-    out, config = console(), shown.config
+    out, config = _plain(), shown.config
     groups = parameters(config)
     total = sum(groups.values())
-    out.print(f"[bold]{shown.folder}[/]  {shown.family}")
-    out.print(
+    out(f"{shown.folder}  {shown.family}", style="bold")
+    out(
         f"shape      {config.n_layers} layers × {config.d_model}, {config.n_heads} heads of"
         f" {config.head_dim}, {config.n_kv_heads} kv heads, mlp {config.d_ff} {config.activation}"
     )
-    out.print(f"details    {_details(config)}")
-    out.print(f"context    {config.max_seq_len:,} tokens, vocabulary {config.vocab_size:,}")
-    out.print(f"parameters {total:,}")
+    out(f"details    {_details(config)}")
+    out(f"context    {config.max_seq_len:,} tokens, vocabulary {config.vocab_size:,}")
+    out(f"parameters {total:,}")
     for name, number in groups.items():
-        out.print(f"  {name:<10} {number:>12,}  {number / total:6.1%}")
-    out.print(f"weights    {size(shown.weight_bytes)}, {shown.stored}")
-    out.print(
+        out(f"  {name:<10} {number:>12,}  {number / total:6.1%}")
+    out(f"weights    {size(shown.weight_bytes)}, {shown.stored}")
+    out(
         f"cost       {count(train_flops(config, config.max_seq_len))}FLOP to train a token,"
         f" {size(kv_bytes_per_token(config))} of fp32 cache per token"
     )
     facts = tokenizer_facts(shown.folder)
     if facts:
         ends = ", ".join(facts["ends"]) or "none"
-        out.print(f"tokenizer  {facts['tokens']:,} tokens, {facts['kind']}; ends with {ends}")
-        out.print(f"template   {'chat template' if facts['template'] else 'none: a base model'}")
+        out(f"tokenizer  {facts['tokens']:,} tokens, {facts['kind']}; ends with {ends}")
+        out(f"template   {'chat template' if facts['template'] else 'none: a base model'}")
     _print_origin(out, shown)
 
 
-def _print_origin(out, shown: Shown) -> None:
+def _plain() -> Callable[..., None]:
+    """Return a function that prints a line as it is: names may hold what rich takes for markup."""
+    return partial(console().print, markup=False, emoji=False)
+
+
+def _print_origin(out: Callable[..., None], shown: Shown) -> None:
     """Say where a model comes from: its data and training, or the place it was imported from."""
     manifest = shown.manifest
     if source := manifest.get("source"):
-        out.print(f"from       {source['origin']}", markup=False)
-        out.print(f"licence    {source['licence']}", markup=False)
+        out(f"from       {source['origin']}")
+        out(f"licence    {source['licence']}")
     elif "step" in manifest:
         _print_training(out, shown)
     for name, entry in sorted(manifest.get("files", {}).items()):
-        out.print(f"file       {entry['sha256'][:12]}  {entry['bytes']:>13,}  {name}", markup=False)
+        out(f"file       {entry['sha256'][:12]}  {entry['bytes']:>13,}  {name}")
 
 
-def _print_training(out, shown: Shown) -> None:
+def _print_training(out: Callable[..., None], shown: Shown) -> None:
     """Say what a model was trained on and how it came out."""
     manifest = shown.manifest
     if data := manifest.get("data", {}):
-        out.print(
+        out(
             f"data       {data['source']}: {data['train']['tokens']:,} tokens of"
             f" {data['train']['documents']:,} documents, digest {data['digest'][:12]}"
         )
-        out.print(f"held out   {data['held_out']}")
-    out.print(
+        out(f"held out   {data['held_out']}")
+    out(
         f"trained    step {manifest['step']:,}, {manifest.get('tokens_seen') or 0:,} tokens,"
         f" {manifest.get('train_seconds') or 0:,.0f} s"
     )
     if manifest.get("valid_bpb"):
-        out.print(f"held-out   {manifest['valid_bpb']:.4f} bits per byte, as scored on the way")
+        out(f"held-out   {manifest['valid_bpb']:.4f} bits per byte, as scored on the way")
     for key, value in _differences(shown.folder):
-        out.print(f"recipe     {key} = {value}", markup=False)
-    out.print(f"lineage    {manifest.get('parent') or 'trained from nothing'}")
+        out(f"recipe     {key} = {value}")
+    out(f"lineage    {manifest.get('parent') or 'trained from nothing'}")
     versions = manifest.get("versions", {})
-    out.print("made with  " + ", ".join(f"{name} {value}" for name, value in versions.items()))
+    out("made with  " + ", ".join(f"{name} {value}" for name, value in versions.items()))
 
 
 def _details(config: ModelConfig) -> str:
@@ -207,21 +213,21 @@ def fit(shown: Shown) -> dict[str, Any]:
 
 def print_fit(shown: Shown) -> None:
     """Write the memory estimate for a person."""
-    out, found, config = console(), fit(shown), shown.config
-    out.print(f"free memory   {size(found['free'])}")
-    out.print(f"weights       {size(found['weights'])} as {found['dtype']}")
-    out.print(f"runtime       {size(found['scratch'])} for torch, logits and scratch")
+    out, found, config = _plain(), fit(shown), shown.config
+    out(f"free memory   {size(found['free'])}")
+    out(f"weights       {size(found['weights'])} as {found['dtype']}")
+    out(f"runtime       {size(found['scratch'])} for torch, logits and scratch")
     cache = f"{size(found['kv_per_token'])} per token"
     if found["kv_windows"]:
         cache += f" + {size(found['kv_windows'])} for windows"
     whole = found["kv_per_token"] * config.max_seq_len + found["kv_windows"]
-    out.print(f"kv cache      {cache}; {size(whole)} at {config.max_seq_len:,} tokens")
+    out(f"kv cache      {cache}; {size(whole)} at {config.max_seq_len:,} tokens")
     if not found["fits"]:
-        out.print("[bold]does not fit[/]: the weights alone need more than is free")
+        out("does not fit: the weights alone need more than is free", style="bold")
     elif found["largest_context"] == config.max_seq_len:
-        out.print(f"fits          at its whole context of {config.max_seq_len:,} tokens")
+        out(f"fits          at its whole context of {config.max_seq_len:,} tokens")
     else:
-        out.print(f"fits          up to a context of {found['largest_context']:,} tokens")
+        out(f"fits          up to a context of {found['largest_context']:,} tokens")
 
 
 def _differences(folder: Path) -> list[tuple[str, object]]:

@@ -38,6 +38,7 @@ from engine.model.config_json import (
     to_config_json,
 )
 from engine.model.transformer import Transformer
+from engine.recipe import convert
 from engine.runs import tidy
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.weights import TensorSpec, Weights, write_weights
@@ -229,18 +230,22 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def sample_defaults(folder: Path) -> SampleConfig:
-    """Return the sampling settings that a checkpoint came with; ours where it has no opinion."""
+    """Return the sampling settings that a checkpoint came with; ours where it has no opinion.
+
+    Raises: CheckpointError naming a setting of the wrong type or out of range.
+    """
     file = folder / "generation_config.json"
     raw = read_json(file) if file.is_file() else {}
-    plain = SampleConfig()
-    try:
-        values = {
-            ours: type(getattr(plain, ours))(raw[theirs])
-            for ours, theirs in SAMPLING.items()
-            if raw.get(theirs) is not None
-        }
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file}: not sampling settings: {error}") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file}: not a JSON object; use another copy")
+    values = {}
+    for field in dataclasses.fields(SampleConfig):
+        key = SAMPLING[field.name]
+        try:
+            if raw.get(key) is not None:
+                values[field.name] = convert(raw[key], field)
+        except (ValueError, OverflowError) as error:
+            raise CheckpointError(f"{file}: {key}={raw[key]!r:.40} {error}") from None
     if raw.get("do_sample") is False:
         values["temperature"] = 0.0
-    return dataclasses.replace(plain, **values)
+    return SampleConfig(**values)

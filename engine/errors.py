@@ -14,6 +14,8 @@ The engine raises these; `cli/main.py` is the one place that catches them. Anyth
 escapes is a bug and keeps its traceback.
 """
 
+LONGEST = 1000  # characters of a message about a file
+
 
 class EngineError(Exception):
     """Base of all expected failures; never raised itself."""
@@ -31,6 +33,11 @@ class InputError(EngineError):
     """A file given by the user cannot be used."""
 
     exit_code = 3
+
+    def __str__(self) -> str:
+        """Return the message on one line of bearable length, whatever it quotes from the file."""
+        text = super().__str__()[:LONGEST]
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class DataError(InputError):

@@ -1,7 +1,10 @@
 """Writing to disk so that a crash leaves the old content or the new, never half of it."""
 
+import contextlib
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from engine.errors import ResourceError
@@ -20,6 +23,34 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; it appears as `out` if the block ends well, else not at all.
+
+    What a killed process left is cleared by the next one that makes the same folder.
+
+    Raises: ResourceError if the disk refuses.
+    """
+    temporary = out.parent / f".{out.name}.tmp"
+    absent = [parent for parent in out.parents if not os.path.lexists(parent)]
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, out)
+        flush(out.parent)
+    except OSError as error:
+        raise ResourceError(
+            f"{out}: cannot be written: {error.strerror or error}; make room, or choose another"
+            " place with -o"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in absent:  # those that hold something by now stay
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def point(link: Path, target: str) -> None:

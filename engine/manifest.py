@@ -15,6 +15,8 @@ from engine.errors import CheckpointError
 from engine.files import flush, sha256
 from engine.model.config_json import from_config_json
 
+LARGEST = 20_000_000  # bytes of a JSON file; a manifest of a hundred thousand files has as many
+
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write manifest.json, with the size and sha256 of every other file, and flush all to disk."""
@@ -45,24 +47,19 @@ def read_manifest(folder: Path, hash_up_to: float = 64e6) -> dict[str, Any]:
     Raises: CheckpointError naming the file that is missing, cut short or changed.
     """
     manifest = read_json(folder / "manifest.json")
-    try:
-        files = {n: (entry["bytes"], entry["sha256"]) for n, entry in manifest["files"].items()}
-        whole = bool(files) and "step" in manifest
-    except (TypeError, KeyError, AttributeError):
-        files, whole = {}, False
-    if not whole:
+    if not _is_manifest(manifest):
         raise CheckpointError(f"{folder}/manifest.json: not a manifest; use another checkpoint")
-    for name, (length, digest) in files.items():
+    for name, expected in manifest["files"].items():
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{folder}: {name} is missing; the checkpoint is incomplete")
         size = file.stat().st_size
-        if size != length:
+        if size != expected["bytes"]:
             raise CheckpointError(
-                f"{file}: {size} bytes instead of {length}; the file is cut short or changed, use"
-                " another checkpoint"
+                f"{file}: {size} bytes instead of {expected['bytes']}; the file is cut short or"
+                " changed, use another checkpoint"
             )
-        if size <= hash_up_to and sha256(file) != digest:
+        if size <= hash_up_to and sha256(file) != expected["sha256"]:
             raise CheckpointError(
                 f"{file}: its sha256 differs from manifest.json; the file is corrupt or changed,"
                 " use another checkpoint"
@@ -70,9 +67,28 @@ def read_manifest(folder: Path, hash_up_to: float = 64e6) -> dict[str, Any]:
     return manifest
 
 
+def _is_manifest(value: Any) -> bool:
+    """Tell whether a value has what a manifest must have; `files` stay inside the folder."""
+    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+        return False
+    files = value.get("files")
+    return (
+        isinstance(files, dict)
+        and bool(files)
+        and all(isinstance(entry, dict) for entry in files.values())
+        and all(isinstance(entry.get("bytes"), int) for entry in files.values())
+        and all(isinstance(entry.get("sha256"), str) for entry in files.values())
+        and not any("\0" in name or {"", ".", ".."} & set(name.split("/")) for name in files)
+    )
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of a checkpoint. Raises: CheckpointError if missing or malformed."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: not a file")  # a pipe or /dev/zero has no end
+        if path.stat().st_size > LARGEST:
+            raise CheckpointError(f"{path}: has more than {LARGEST:,} bytes; use another copy")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -5,6 +5,7 @@ What a folder holds is described in `engine/checkpoint.py`.
 
 import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +24,13 @@ def find(name: str, root: Path, holding: str = "config.json") -> Path:
 
     Raises: CheckpointError listing the names there are.
     """
-    for base in (Path(name).expanduser(), root / name):
+    for base in (Path(os.path.expanduser(name)), root / name):
+        # Unlike those of Path, these functions take names that no file can have.
         for link in (base / "best", base / "last"):
-            if link.is_symlink() and not link.exists():
+            if os.path.islink(link) and not os.path.exists(link):
                 raise CheckpointError(f"{link} names {link.readlink()}, which is gone")
         for candidate in (base, base / "best", base / "last"):
-            if (candidate / holding).is_file():
+            if os.path.isfile(candidate / holding):
                 return candidate
     names = list_runs(root)
     there = f"there are: {', '.join(names)}" if names else "train one with `lm train stdlib`"

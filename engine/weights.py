@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import torch
@@ -23,6 +23,8 @@ from engine.files import flush
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PIECE = 1 << 22  # numbers that are converted at once
+LARGEST_INDEX = 50_000_000  # bytes; published ones have less than a tenth
 SHARD_BYTES = 5_000_000_000  # what Hugging Face takes for one file
 
 # The format's name of a type ↔ torch's; weights are floating-point numbers.
@@ -63,9 +65,11 @@ class Weights:
         for file, expected in _files(folder).items():
             self.files.append(folder / file)
             try:
+                if (folder / file).exists() and not (folder / file).is_file():
+                    raise OSError("not a file")  # a pipe would keep us waiting
                 opened = safetensors.safe_open(folder / file, framework="pt")
                 found = set(opened.keys())
-            except (OSError, safetensors.SafetensorError) as error:
+            except (OSError, ValueError, safetensors.SafetensorError) as error:
                 raise CheckpointError(f"{folder / file}: cannot be read: {error}") from None
             if missing := (expected or found) - found:
                 raise CheckpointError(f"{folder / file} lacks {min(missing)}, which {INDEX} names")
@@ -91,6 +95,8 @@ def _files(folder: Path) -> dict[str, set[str] | None]:
     if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
         return {SINGLE: None}
     where = folder / INDEX
+    if where.stat().st_size > LARGEST_INDEX:
+        raise CheckpointError(f"{where}: has more than {LARGEST_INDEX:,} bytes, so it is no index")
     try:
         placed = json.loads(where.read_text(encoding="utf-8"))["weight_map"].items()
         files: dict[str, set[str]] = {}
@@ -100,7 +106,7 @@ def _files(folder: Path) -> dict[str, set[str] | None]:
                 raise CheckpointError(f"{where}: {file!r} is not the name of a file in this folder")
             files.setdefault(file, set()).add(name)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not an index of weights: {error!r}") from None
+        raise CheckpointError(f"{where}: not an index of weights: {error!r:.200}") from None
     if not files:
         raise CheckpointError(f"{where}: names no weights")
     return dict(files)
@@ -165,13 +171,18 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for spec in specs:
-            tensor = next(tensors)
-            assert tuple(tensor.shape) == spec.shape, f"{spec.name}: {tensor.shape}"
-            data = tensor.detach().to(device="cpu", dtype=spec.dtype).contiguous()
-            file.write(data.reshape(-1).view(torch.uint8).numpy().data)
+            _write_tensor(file, next(tensors), spec)  # no name: free before the next is made
             yield spec
         file.flush()
         os.fsync(file.fileno())
+
+
+def _write_tensor(file: BinaryIO, tensor: Tensor, spec: TensorSpec) -> None:
+    """Convert and write a tensor piece by piece."""
+    assert tuple(tensor.shape) == spec.shape, f"{spec.name}: {tensor.shape}"
+    for piece in tensor.detach().reshape(-1).split(PIECE):
+        data = piece.to(device="cpu", dtype=spec.dtype)
+        file.write(data.view(torch.uint8).numpy().data)
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -180,7 +191,7 @@ def check_room(folder: Path, needed: int) -> None:
     Raises: ResourceError naming what is needed and what is free.
     """
     place = folder
-    while not place.exists():
+    while not os.path.exists(place):  # unlike Path's own, false for a name that is too long
         place = place.parent
     free = shutil.disk_usage(place).free
     if needed > free:

@@ -31,10 +31,12 @@ def export(
     lm export smollm2 --to gguf --dtype q8_0
     lm export stdlib --to hf -o ~/models/stdlib
     """
+    from cli.importing import tidy_interrupt
     from cli.options import CHECKPOINTS
     from cli.render import emit_json, say, size
     from engine.errors import RecipeError
-    from engine.interop.exporting import FOLDER_TYPES, to_folder, to_gguf
+    from engine.interop.exporting import to_folder, to_gguf
+    from engine.interop.importing import DTYPES
     from engine.runs import find
 
     folder = find(model, CHECKPOINTS)
@@ -42,13 +44,15 @@ def export(
     if to == "gguf":
         chosen = "f16" if dtype == "auto" else dtype
         out = out or Path(f"{name}-{chosen}.gguf")
-        written = to_gguf(folder, out, chosen, name)
+        with tidy_interrupt():
+            written = to_gguf(folder, out, chosen, name)
         total, kept = written.bytes, written.kept_f16
     else:
-        if dtype != "auto" and dtype not in FOLDER_TYPES:
+        if dtype != "auto" and dtype not in DTYPES:
             raise RecipeError(f"--dtype {dtype} is for --to gguf; a folder takes f32, f16 or bf16")
         out = out or Path(f"{name}-hf")
-        total, kept = to_folder(folder, out, dtype), []
+        with tidy_interrupt():
+            total, kept = to_folder(folder, out, dtype), []
     if as_json:
         facts = {"folder": str(folder), "out": str(out), "bytes": total, "kept_f16": kept}
         emit_json("export", facts)

@@ -88,7 +88,8 @@ def generate(
         "repetition_penalty": repetition_penalty,
     }
     wishes = {name: value for name, value in wishes.items() if value is not None}
-    _check(wishes, stop, logprobs is not None and not as_json, system and not (chat or messages))
+    _check(wishes, stop, logprobs is not None and not as_json)
+    _check_chat(chat or messages is not None, system, var, messages and (prompt or file))
     folder = the_model(model)
     conversation = None
     data = b""
@@ -123,7 +124,7 @@ def generate(
         answer(request, as_json=as_json, quiet=quiet)
 
 
-def _check(wishes: dict, stops: list[str] | None, hidden: bool, lost: str | bool | None) -> None:
+def _check(wishes: dict, stops: list[str] | None, hidden: bool) -> None:
     """Refuse options that make no sense. Raises: RecipeError."""
     from engine.errors import RecipeError
 
@@ -135,5 +136,16 @@ def _check(wishes: dict, stops: list[str] | None, hidden: bool, lost: str | bool
         raise RecipeError("--stop '' would end before the first token; leave it out")
     if hidden:
         raise RecipeError("--logprobs shows its figures in --json output; add --json")
-    if lost:
-        raise RecipeError("--system needs a conversation; add --chat")
+
+
+def _check_chat(
+    chat: bool, system: str | None, var: list[str] | None, both: str | Path | None
+) -> None:
+    """Refuse options that would be ignored. Raises: RecipeError."""
+    from engine.errors import RecipeError
+
+    for option, value in (("--system", system), ("--var", var)):
+        if value and not chat:
+            raise RecipeError(f"{option} needs a conversation; add --chat")
+    if both:
+        raise RecipeError("--messages and a prompt: which one? Put the prompt into the messages")

@@ -28,15 +28,16 @@ def show(
     lm show model.Q4_K_M.gguf --fit
     lm show checkpoints/stdlib/last --json | jq .parameters
     """
+    import os
+
     from cli import showing
     from cli.options import CHECKPOINTS
     from cli.render import emit_json
     from engine.runs import find
 
-    path = Path(model).expanduser()
-    foreign = path.is_dir() and (path / "config.json").is_file()
-    foreign = foreign and not (path / "manifest.json").is_file()
-    if foreign or (path.is_file() and path.suffix == ".gguf"):
+    path = Path(os.path.expanduser(model))
+    foreign = os.path.isfile(path / "config.json") and not os.path.exists(path / "manifest.json")
+    if foreign or (os.path.isfile(path) and path.suffix.lower() == ".gguf"):
         shown = showing.look_outside(path)
     else:
         shown = showing.look(find(model, CHECKPOINTS))

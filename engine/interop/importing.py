@@ -8,25 +8,27 @@ the folder appears under its name only when it is whole.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from engine.checkpoint import check_fit
+from engine.checkpoint import check_fit, sample_defaults
 from engine.config import ModelConfig
-from engine.errors import CheckpointError, RecipeError, ResourceError
-from engine.files import sha256
+from engine.errors import CheckpointError, RecipeError
+from engine.files import sha256, whole_folder
 from engine.interop.source import Source
 from engine.manifest import write_manifest
-from engine.model.config_json import from_config_json
+from engine.model.config_json import Stored
 from engine.model.families import FAMILIES
 from engine.model.transformer import Transformer
-from engine.text.tokenizer import load_tokenizer
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.weights import TensorSpec, check_room, write_weights
 
+NO_LICENCE = "not stated"
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -54,7 +56,7 @@ class Imported:
 
 def check_free(out: Path) -> None:
     """Refuse to write over something. Raises: RecipeError if `out` exists."""
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise RecipeError(f"{out} exists; remove it, or choose another place with -o")
 
 
@@ -70,57 +72,73 @@ def bring_in(
     exists; ResourceError if the disk is too small.
     """
     check_free(out)
-    where = str(source.path)
-    licence = source.licence or licence or "not stated"
-    config = from_config_json(source.config, f"{where}/config.json")
+    licence = source.licence or licence or NO_LICENCE
     model_type = source.config["model_type"]
-    with torch.device("meta"):
-        state = Transformer(config).state_dict()
-    prefix = _missing_prefix(source, model_type)
-    there = {prefix + name: spec for name, spec in source.specs.items()}
-    stored = check_fit(state, config, model_type, _renamed(there), where)
-    names = [item.name.removeprefix(prefix) for item in stored]
-    if source.kind == "gguf":  # streams in an order of its own
-        wanted = set(names)
-        names = [name for name in source.specs if name in wanted]
-    specs = [
-        TensorSpec(prefix + name, source.specs[name].shape, _target(source.specs[name], dtype))
-        for name in names
-    ]
+    state, stored, names, specs = _plan(source, dtype)
     total = sum(spec.bytes for spec in specs)
-    check_room(out, total + 50_000_000)
-    temporary = out.parent / f".{out.name}.importing"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_files(source, temporary, specs[0].dtype)
-        tokenizer = load_tokenizer(temporary)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise CheckpointError(
-                f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
-                f" {config.vocab_size}"
-            )
+    beside = sum(file.stat().st_size for file in source.files.values() if isinstance(file, Path))
+    check_room(out, total + beside + 50_000_000)
+    with whole_folder(out) as folder:
+        _write_files(source, folder, specs[0].dtype)
+        tokenizer = _check_files(source, folder)
         done = 0
-        for spec in write_weights(temporary, specs, source.read(names)):
+        for spec in write_weights(folder, specs, source.read(names)):
             done += spec.bytes
             yield Progress(done, total)
-        write_manifest(temporary, {"step": 0, "source": _lineage(source, origin, licence)})
-        os.replace(temporary, out)
-    except OSError as error:
-        raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    parameters = sum(state[part].numel() for item in stored for part in item.parts)
+        write_manifest(folder, {"step": 0, "source": _lineage(source, origin, licence)})
     yield Imported(
         folder=out,
-        config=config,
+        config=source.shape,
         model_type=model_type,
-        parameters=parameters,
+        parameters=sum(state[part].numel() for item in stored for part in item.parts),
         bytes=total,
         licence=licence,
         stored=source.stored,
         template=tokenizer.template is not None,
     )
+
+
+def _plan(
+    source: Source, dtype: str
+) -> tuple[Mapping[str, Tensor], list[Stored], list[str], list[TensorSpec]]:
+    """Hold a source's tensors against its config.
+
+    Returns: the model's own state, without memory; how that is stored; the tensors to read, and
+    what to write for each.
+    """
+    model_type = source.config["model_type"]
+    with torch.device("meta"):
+        state = Transformer(source.shape).state_dict()
+    prefix = _missing_prefix(source, model_type)
+    there = [TensorSpec(prefix + s.name, s.shape, s.dtype) for s in source.specs.values()]
+    stored = check_fit(state, source.shape, model_type, there, source.path)
+    names = [item.name.removeprefix(prefix) for item in stored]
+    if source.kind == "gguf":  # streams in an order of its own
+        wanted = set(names)
+        names = [name for name in source.specs if name in wanted]
+    found = [source.specs[name] for name in names]
+    specs = [
+        TensorSpec(prefix + spec.name, spec.shape, DTYPES.get(dtype, spec.dtype)) for spec in found
+    ]
+    return state, stored, names, specs
+
+
+def _check_files(source: Source, folder: Path) -> Tokenizer:
+    """Read the small files as whoever uses the checkpoint will, and name the source if they fail.
+
+    Raises: CheckpointError for a damaged one, or a tokenizer of more tokens than the model has.
+    """
+    try:
+        sample_defaults(folder)
+        tokenizer = load_tokenizer(folder)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(folder), str(source.path))) from None
+    if tokenizer.vocab_size > source.shape.vocab_size:
+        raise CheckpointError(
+            f"{source.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
+            f" {source.shape.vocab_size}"
+        )
+    return tokenizer
 
 
 def _missing_prefix(source: Source, model_type: str) -> str:
@@ -130,14 +148,6 @@ def _missing_prefix(source: Source, model_type: str) -> str:
     prefix = next(iter(FAMILIES[model_type].tensors)).split(".")[0] + "."
     bare = not any(name.startswith(prefix) for name in source.specs)
     return prefix if bare else ""
-
-
-def _renamed(specs: dict[str, TensorSpec]) -> list[TensorSpec]:
-    return [TensorSpec(name, spec.shape, spec.dtype) for name, spec in specs.items()]
-
-
-def _target(spec: TensorSpec, dtype: str) -> torch.dtype:
-    return spec.dtype if dtype == "auto" else DTYPES[dtype]
 
 
 def _write_files(source: Source, folder: Path, dtype: torch.dtype) -> None:

