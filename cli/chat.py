@@ -253,13 +253,12 @@ def _interruptible() -> Iterator[_Stop]:
     """Let the first Ctrl-C ask for a stop, and the second end the program."""
     stop = _Stop()
 
-    def handle(number: int, frame: object) -> None:
-        """Ask once; a second time, leave."""
+    def _handle(number: int, frame: object) -> None:
         if stop.asked:
             os._exit(130)
         stop.asked = True
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = signal.signal(signal.SIGINT, _handle)
     try:
         yield stop
     finally:

@@ -60,12 +60,12 @@ def tidy_interrupt() -> Iterator[None]:
     """Let Ctrl-C unwind what is going on, so that nothing half written stays behind."""
     asked = False
 
-    def handle(number: int, frame: object) -> None:
+    def _handle(number: int, frame: object) -> None:
         nonlocal asked
         asked = True
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = signal.signal(signal.SIGINT, _handle)
     try:
         yield
     except Exception:

@@ -110,7 +110,7 @@ def _open_folder(folder: Path) -> Source:
 
 
 def _licence_of(folder: Path) -> str:
-    """Return the licence that a model card names, else the first line of a licence file."""
+    """Return the licence that a card names, a licence file begins with, or our manifest keeps."""
     card = folder / "README.md"
     if card.is_file():
         text = _beginning(card)
@@ -122,7 +122,10 @@ def _licence_of(folder: Path) -> str:
             return _one_line(named[1])
     for file in sorted(folder.glob("LICENSE*")):
         return _one_line(_beginning(file).strip().partition("\n")[0])
-    return ""
+    ours = folder / "manifest.json"  # an import of ours keeps what was said where it came from
+    manifest = read_json(ours) if ours.is_file() else None
+    source = manifest.get("source") if isinstance(manifest, dict) else None
+    return _one_line(str(source.get("licence", ""))) if isinstance(source, dict) else ""
 
 
 def _beginning(file: Path) -> str:

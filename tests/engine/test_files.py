@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ResourceError
-from engine.files import flush, point, sha256, write_whole
+from engine.errors import InputError, ResourceError
+from engine.files import flush, point, sha256, whole_folder, write_whole
 
 
 def fail(*_):
@@ -109,3 +109,31 @@ def test_sha256_is_of_the_whole_file(tmp_path, size):
     data = os.urandom(1000) * (size // 1000 + 1)
     (tmp_path / "a").write_bytes(data[:size])
     assert sha256(tmp_path / "a") == hashlib.sha256(data[:size]).hexdigest()
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "on" / "the way" / "out"
+    with pytest.raises(RuntimeError), whole_folder(out) as folder:
+        (folder / "half").write_text("x")
+        assert not out.exists()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == [], "not even the folders on the way"
+    (tmp_path / "on" / "the way" / ".out.tmp" / "left").mkdir(parents=True)
+    with whole_folder(out) as folder:
+        assert list(folder.iterdir()) == [], "what a killed process left is gone"
+        (folder / "whole").write_text("x")
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "whole").read_text() == "x"
+
+
+def test_a_folder_where_none_can_be(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResourceError, match="cannot be written"), whole_folder(tmp_path / "file/x"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_message_about_a_file_is_one_line_whatever_the_file_says():
+    error = InputError("x: the key 'a\nerror: b\x1b[2J\ud800' is not known" + "y" * 5000)
+    assert str(error).isprintable() and len(str(error)) < 1100
+    assert str(error).startswith(r"x: the key 'a\nerror: b\x1b[2J\ud800' is")

@@ -91,6 +91,32 @@ def test_what_we_train_loads_in_transformers_and_gives_our_logits(run, tmp_path)
     assert found and found == expected.tolist()[: len(found)]
 
 
+def test_what_we_train_goes_out_as_gguf_and_as_a_folder_and_comes_back(run, tmp_path):
+    """Trained here, exported, imported again: the same text, and transformers' logits between."""
+    from transformers import AutoModelForCausalLM
+
+    assert run("train", "smoke", "-q").code == 0
+    assert run("export", "smoke", "--to", "gguf", "--dtype", "f32", "-o", "smoke.gguf").code == 0
+    assert run("export", "smoke", "--to", "hf", "-o", "plain").code == 0
+    assert run("import", "smoke.gguf", "-o", "checkpoints/from-gguf").code == 0
+    assert run("import", "plain", "-o", "checkpoints/from-folder").code == 0
+
+    def said(name: str) -> dict:
+        words = ["generate", "def main(", "-m", name, "--temperature", "0", "--max-tokens", "30"]
+        found = json.loads(run(*words, "--seed", "1", "--json").out)
+        return {key: found[key] for key in ("text", "tokens", "finish_reason", "prompt_tokens")}
+
+    expected = said("smoke")
+    assert expected["text"] and said("from-gguf") == said("from-folder") == expected
+    ours, tokenizer = load_model(tmp_path / "checkpoints" / "from-gguf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", local_files_only=True).eval()
+    tokens = torch.tensor([tokenizer.encode("import os\nprint('é')\n")])
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+    for name in ("from-gguf", "from-folder"):
+        assert run("verify", name).code == 0
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_runs_a_step(run, path):
     """As it is shipped, but for its length; `text` is given some."""

@@ -103,6 +103,13 @@ def test_without_a_card_the_first_line_of_a_licence_file_counts(folder):
     assert open_source(folder).licence == "Apache License [1m"
 
 
+def test_an_import_of_ours_keeps_its_licence(folder):
+    (folder / "README.md").unlink()
+    for text, licence in (('{"source": {"licence": "mit"}}', "mit"), ("[]", ""), ('{"a": 1}', "")):
+        (folder / "manifest.json").write_text(text)
+        assert open_source(folder).licence == licence
+
+
 def test_places_that_are_nothing(tmp_path):
     refused(tmp_path / "nowhere", "no such file or folder", "pypi:NAME or hf:ORG/NAME")
     refused(tmp_path / ("x" * 300), "no such file or folder")

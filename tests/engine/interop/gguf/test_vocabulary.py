@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
 from engine.errors import CheckpointError
-from engine.interop.gguf.reader import vocabulary
+from engine.interop.gguf import vocabulary
 from engine.interop.gguf.tokenizer import tokenizer_from_gguf
 from engine.interop.gguf.vocabulary import FAMILIES, PRES, merges_from_scores, read_vocabulary
 
