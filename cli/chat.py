@@ -75,12 +75,14 @@ class Chat:
         used = len(session.prompt().ids) if session.messages else 0
         turns = sum(message["role"] == "user" for message in session.messages)
         share = used / session.context
-        return f"{used:,} of {session.context:,} tokens ({share:.0%}), {turns} turns"
+        plural = "" if turns == 1 else "s"
+        return f"{used:,} of {session.context:,} tokens ({share:.0%}), {turns} turn{plural}"
 
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
         if name not in self.commands:
-            raise RecipeError(f"/{name} is not a command{nearest(name, self.commands)}; try /help")
+            near = nearest(f"/{name}", [f"/{known}" for known in self.commands])
+            raise RecipeError(f"/{name} is not a command{near}; try /help")
         self.commands[name](rest.strip())
 
     def _say(self, text: str) -> None:
@@ -121,8 +123,7 @@ class Chat:
         first, last = tokens[0].time - began, tokens[-1].time - tokens[0].time
         speed = f" {(len(tokens) - 1) / last:,.0f} tok/s" if last > 0 else ""
         say(
-            f"[first token {first:.2f} s · {len(tokens):,} tok{speed} · {reason}"
-            f" · {self.budget()}]",
+            f"[{len(tokens):,} tok{speed}, first {first:.2f} s · {reason} · {self.budget()}]",
             self.quiet,
         )
 

@@ -20,7 +20,7 @@ from engine.generate.session import ANSWER, Session
 from engine.hardware import peak_memory, pick_device, pick_dtype, use_threads
 from engine.manifest import read_json
 from engine.model.transformer import Transformer
-from engine.text.chat import Rendered, render
+from engine.text.chat import Rendered, ignores_system, render
 from engine.text.renderer import Renderer
 from engine.text.settings import read_settings
 from engine.text.tokenizer import Tokenizer, load_tokenizer
@@ -53,7 +53,9 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     if request.messages is not None:
         check_template(request.folder)
     model, tokenizer = load_for(request.folder, request.device, request.dtype)
-    whole = read_prompt(request, tokenizer).ids
+    rendered = read_prompt(request, tokenizer)
+    warn(rendered, request.messages or [], tokenizer, quiet)
+    whole = rendered.ids
     prompt, settings = _fit(request, whole, model.config.max_seq_len)
     if cut := len(whole) - len(prompt):
         say(f"cut {cut:,} of {len(whole):,} prompt tokens ({request.on_overflow})", quiet)
@@ -103,11 +105,23 @@ def read_prompt(request: Request, tokenizer: Tokenizer) -> Rendered:
     return Rendered(request.prompt.decode("utf-8", "replace"), ids, ())
 
 
+def warn(rendered: Rendered, messages: list[dict], tokenizer: Tokenizer, quiet: bool) -> None:
+    """Say what a template did with a conversation that its author may not expect."""
+    if rendered.kept_as_text:
+        found = ", ".join(sorted(set(rendered.kept_as_text))[:3])
+        say(f"{len(rendered.kept_as_text)} look like control tokens and stay text: {found}", quiet)
+    instructed = any(message["role"] == "system" for message in messages)
+    if instructed and ignores_system(messages, tokenizer):
+        say("warning: this model's chat template ignores the system message", quiet)
+
+
 def show_prompt(request: Request, *, as_json: bool) -> None:
     """Write the exact text and ids that the model would read, without loading the model."""
     if request.messages is not None:
         check_template(request.folder)
-    rendered = read_prompt(request, load_tokenizer(request.folder))
+    tokenizer = load_tokenizer(request.folder)
+    rendered = read_prompt(request, tokenizer)
+    warn(rendered, request.messages or [], tokenizer, as_json)
     if as_json:
         emit_json("prompt", {"text": rendered.text, "ids": rendered.ids})
         return

@@ -166,7 +166,11 @@ def test_a_tensor_counts_where_the_index_places_it(tmp_path):
     assert torch.equal(read.read("a"), torch.zeros(2))
 
 
-@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir, Path.touch], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: None, Path.mkdir, Path.touch],
+    ids=["nothing", "a folder", "an empty file"],
+)
 def test_no_weights_are_one_clear_error(make, tmp_path):
     make(tmp_path / SINGLE)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from engine.errors import ResourceError
-from engine.interop.gguf.reader import read, writer
+from engine.interop.gguf import writer
+from engine.interop.gguf.reader import read
 from engine.interop.gguf.writer import store
 
 KIND = library.GGUFValueType
