@@ -36,7 +36,9 @@ class InputError(EngineError):
 
     def __str__(self) -> str:
         """Return the message on one line of bearable length, whatever it quotes from the file."""
-        text = super().__str__()[:LONGEST]
+        text = super().__str__()
+        if len(text) > LONGEST:  # the beginning says where, the end what to do
+            text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

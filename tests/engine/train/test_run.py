@@ -271,7 +271,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatc
     """The disk fills while the second checkpoint is being written."""
     import errno
 
-    import engine.checkpoint as module
+    import engine.manifest as module
 
     real, calls = module.flush, 0
 
