@@ -27,6 +27,7 @@ SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])
 MODULES = [path for path in SOURCES if path.name != "__init__.py"]
 # Optional packages are imported where they are needed, so that the rest works without them.
 LATE_IMPORTS = {"pyarrow", "pyppmd", "pydoc_data", "matplotlib", "gguf", "huggingface_hub"}
+LATE_IMPORTS |= {"genai_prices"}
 
 
 def floor_of(module: str) -> tuple[int, str]:
