@@ -48,6 +48,7 @@ class Priced:
     source: str = ""
     dated: str = ""
     missing: str = ""  # why there is no price
+    spread: float = 0.0  # the share by which the tokens, and so the price of the input, may be off
 
     @property
     def total(self) -> Decimal | None:
@@ -56,8 +57,8 @@ class Priced:
 
     @property
     def note(self) -> str:
-        """What to know beside the price: why there is none, or which tiers fired."""
-        return self.missing or ", ".join(sorted(self.tiers - {"flat"}))
+        """The tiers that fired."""
+        return ", ".join(sorted(self.tiers - {"flat"}))
 
     def amount(self, side: str) -> Decimal:
         """Return the price of the output, or of everything else."""
@@ -80,6 +81,7 @@ class Priced:
             "model": self.model,
             "requests": self.requests,
             "input_tokens": self.tokens,
+            "plus_minus": self.spread,
             "total_usd": None if self.total is None else f"{self.total:f}",
             "lines": [
                 {"kind": kind, "tokens": tokens, "usd": f"{amount:f}"}
@@ -113,6 +115,7 @@ def price_counts(report: Report, how: Pricing) -> list[Priced]:
         rows = [row.tokens[index] for row in report.rows]
         requests = rows if report.requests else [sum(rows)]
         one = Priced(counter.name, sum(rows), window=counter.window)
+        one.spread = counter.plus_minus
         one.longest = max(requests, default=0) + how.output
         one.requests = len(requests)
         try:

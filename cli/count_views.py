@@ -110,7 +110,7 @@ def _print_table(report: Report, rows: Sequence[Row]) -> None:
             *(sign if changes else []),
             _ratio(row, 0),
             f"{100 * share:.1f} %",
-            _plain(printable(row.name)) + (f" [dim]{row.files:,} files[/]" * (row.files > 1)),
+            _plain(printable(row.name)) + _files(row),
             style=style,
         )
     _print(table)
@@ -140,20 +140,18 @@ def _print_parts(report: Report) -> None:
 
     from cli.chat_counts import parts_of
 
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="right")
     for index, counter in enumerate(report.counters):
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column(counter.name, justify="right")
-        table.add_column("part")
-        table.add_column("")
         parts = parts_of(report, index)
         for part in parts:
             tokens = "?" if part.tokens is None else f"{part.tokens:,}"
             table.add_row(tokens, part.kind, f"[dim]{part.how}[/]")
         unknown = any(part.tokens is None for part in parts)
-        total = "at least " * unknown + f"{report.totals[index]:,}"
-        count = f"total of {len(report.rows):,} conversation{'s' * (len(report.rows) != 1)}"
-        table.add_row(total, count, "", style="bold")
-        _print(table)
+        total = "at least " * unknown + _number(counter, report.totals[index])
+        count = f"{len(report.rows):,} conversation{'s' * (len(report.rows) != 1)}"
+        table.add_row(total, count, _plain(counter.name), style="bold")
+    _print(table)
 
 
 def show_costs(priced: Sequence[Priced]) -> None:
@@ -175,7 +173,8 @@ def show_costs(priced: Sequence[Priced]) -> None:
         sides = [money(one.amount("input")), money(one.amount("output"))] if one.kinds else ["", ""]
         window = f"{100 * one.longest / one.window:.1f} %" if one.window else ""
         note = "does not fit" if fits(one) is False else one.note
-        cells = [whole, *sides, f"{one.tokens:,}", window]
+        about = "≈ " * bool(one.spread)
+        cells = [about + whole, *sides, f"{about}{one.tokens:,}", window]
         table.add_row(*cells, _plain(one.model), f"[dim]{_plain(note)}[/]")
     _print(table)
 
@@ -270,6 +269,11 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+def _files(row: Row) -> str:
+    several = row.files > 1 and not row.name.startswith("(")
+    return f" [dim]{row.files:,} files[/]" if several else ""
 
 
 def _short_class(counter) -> str:

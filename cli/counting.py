@@ -1,9 +1,9 @@
 """Counting what was gathered, for one model or several: rows, sums, groups, the budget."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -102,9 +102,9 @@ def count_all(gathered: Gathered, counters: Sequence["TokenCounter"], special: S
         except EngineError as error:
             return error
 
-    for source, result in zip(
-        gathered.sources, _side_by_side(_attempt, gathered.sources), strict=True
-    ):
+    parallel = _worth_threads(gathered.sources, counters)
+    results = _side_by_side(_attempt, gathered.sources, parallel)
+    for source, result in zip(gathered.sources, results, strict=True):
         if isinstance(result, Row):
             report.rows.append(result)
         elif isinstance(result, BinaryFile) and not chosen_by_hand:
@@ -120,13 +120,23 @@ def count_all(gathered: Gathered, counters: Sequence["TokenCounter"], special: S
     return report
 
 
+def _worth_threads(sources: Sequence[Source], counters: Sequence["TokenCounter"]) -> bool:
+    """Tell whether to count several files at once; counters that prepare for it do so now."""
+    if len(sources) < 2:
+        return False
+    size = sum(s.path.stat().st_size for s in sources if s.path and s.path.is_file())
+    return all([counter.expect(size) for counter in counters])
+
+
 def _side_by_side(
-    work: Callable[[Source], Row | EngineError], sources: Sequence[Source]
+    work: Callable[[Source], Row | EngineError], sources: Sequence[Source], parallel: bool
 ) -> Iterable[Row | EngineError]:
-    """Work on many sources with a thread per core: counting happens outside of Python's lock."""
-    if len(sources) < 4:
+    """Work on many sources, with a thread per core if counting lets go of the interpreter."""
+    if not parallel:
         return map(work, sources)
-    with ThreadPoolExecutor() as pool:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(work, sources))
 
 
@@ -235,6 +245,16 @@ def added(name: str, rows: Sequence[Row]) -> Row:
         sum(row.replaced for row in rows),
         sum(row.specials for row in rows),
         sum(row.files for row in rows),
+        changed=_sum_changes([row.changed for row in rows]),
+    )
+
+
+def _sum_changes(changes: Sequence[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, int], ...]:
+    """Return the tokens added and removed by all, for each model; nothing if one has none."""
+    if not all(changes):
+        return ()
+    return tuple(
+        (sum(a for a, _ in model), sum(r for _, r in model)) for model in zip(*changes, strict=True)
     )
 
 

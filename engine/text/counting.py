@@ -53,6 +53,10 @@ class Source(Protocol):
         """Return the number of tokens of all chunks together."""
         ...
 
+    def expect(self, characters: int) -> bool:
+        """Prepare for so much text; True if several threads may count at once."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Return the ids."""
         ...
@@ -86,6 +90,10 @@ class TokenCounter:
     def count_stream(self, chunks: Iterable[str]) -> int:
         """Return the number of tokens of a text that comes in chunks, however it is chunked."""
         return round(self.factor * self.source.count_stream(chunks))
+
+    def expect(self, characters: int) -> bool:
+        """Prepare for so much text in many streams; True if several threads may count at once."""
+        return self.source.expect(characters)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`. Raises: RecipeError if counts are only estimated."""

@@ -16,6 +16,10 @@ class FromFile:
         self.tokenizer = load_tokenizer(path)
         self.special = {name: token_id for token_id, name in self.tokenizer.special.items()}
 
+    def expect(self, characters: int) -> bool:
+        """Nothing is to be prepared, and threads would wait for each other."""
+        return False
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, in which nothing is special."""
         return self.tokenizer.encode(text)

@@ -70,6 +70,15 @@ class BytePairs:
         self.encoding, self.ranks = encoding, ranks
         self._rank_of: Callable[[bytes], int | None] = ranks.get
         self._known: dict[str, list[int]] = {}
+        self._in_rust = False
+
+    def expect(self, characters: int) -> bool:
+        """Prepare for so much text in many streams; True if several threads may count at once.
+
+        Many small files are worth a start of Rust as one long file is.
+        """
+        self._in_rust = characters > LONG_TEXT and self.rust is not None
+        return self._in_rust
 
     @cached_property
     def _ascii_split(self) -> Callable[[str], list[str]]:
@@ -144,6 +153,8 @@ class BytePairs:
         """
         total = work = 0
         stream = blocks(chunks, self.encoding.cut)
+        if self._in_rust:
+            return sum(len(self.rust.encode_ordinary(scalar(block))) for block in stream)
         for block in stream:
             total += self._count(block)
             work += _work(block)
