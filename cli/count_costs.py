@@ -133,8 +133,11 @@ def price_counts(report: Report, how: Pricing) -> list[Priced]:
 
 
 def cheapest_first(priced: Sequence[Priced]) -> list[Priced]:
-    """Sort by price; those without one come last."""
-    return sorted(priced, key=lambda one: (one.total is None, one.total or Decimal(0), one.model))
+    """Sort by price; what does not fit the context comes after, what has no price last."""
+    return sorted(
+        priced,
+        key=lambda one: (one.total is None, fits(one) is False, one.total or Decimal(0), one.model),
+    )
 
 
 def price_usage(source: Source, model: str | None, how: Pricing) -> list[Priced]:

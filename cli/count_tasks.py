@@ -138,6 +138,8 @@ def present(report: Report, show: Showing, pricing: "Pricing | None", budget: in
         priced = price_counts(report, pricing)
     if show.as_lines:
         count_views.emit_rows(report)
+        for one in priced:
+            emit_json("count-tokens/cost", one.as_json())
     elif show.as_json:
         emit_json("count-tokens", count_views.as_json(report, show.by, show.top, priced))
     else:

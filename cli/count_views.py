@@ -159,7 +159,8 @@ def show_costs(priced: Sequence[Priced]) -> None:
     if not on_terminal():
         for one in priced:
             amount = "-" if one.total is None else f"{one.total:f}"
-            emit("\t".join([str(one.tokens), amount, one.model]))
+            note = ["does not fit"] if fits(one) is False else []
+            emit("\t".join([str(one.tokens), amount, one.model, *note]))
         return
     from rich.table import Table
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cli.counting import on_terminal
 from cli.inputs import Gathered, Reader, Source
 from cli.render import emit, emit_bytes, emit_json, say
 from engine.errors import RecipeError, ResourceError
@@ -47,6 +48,8 @@ def print_fitting(
         emit_json("count-tokens/fit", {"text": kept, "tokens": tokens, "of_tokens": whole})
     else:
         emit_bytes(kept.encode("utf-8", "replace"))
+        if on_terminal() and not kept.endswith("\n"):
+            emit("")
     if kept != text and not quiet:
         say(f"kept {tokens:,} of {counter.count(text):,} tokens ({strategy}, {counter.name})")
 

@@ -104,10 +104,8 @@ def unreadable(name: str, error: OSError) -> DataError:
 
 def printable(name: str) -> str:
     """Return a file name on one line, whatever bytes are in it."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in name
-    )
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def gather(words: Sequence[str], text: str | None, everything: bool) -> Gathered:
@@ -230,8 +228,10 @@ def read_diff(revision: str, words: Sequence[str]) -> list[FileDiff]:
     if process is None:
         raise RecipeError("--git-diff needs the program git")
     if process.returncode:
-        reason = process.stderr.decode("utf-8", "replace").strip().splitlines()[:1]
-        raise RecipeError(f"--git-diff {revision}: {' '.join(reason)}")
+        reason = process.stderr.decode("utf-8", "replace").strip().split("\n")[0]
+        if "not a git repository" in reason.lower():
+            reason = "this folder is in no git repository"
+        raise RecipeError(f"--git-diff {revision}: {reason}")
     listed = git(Path(), "diff", *options, "--name-only", "-z", revision, "--", *words)
     names = [os.fsdecode(n) for n in (listed.stdout if listed else b"").split(b"\0") if n]
     text = process.stdout.decode("utf-8", "replace")
