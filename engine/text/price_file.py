@@ -45,6 +45,7 @@ class _Reader:
         self.path, self.at, self.batch = path, at, batch
 
     def read(self) -> dict[str, Prices]:
+        """Return the prices of every model by its name in lower case."""
         try:
             text = self.path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeError) as error:
@@ -86,9 +87,9 @@ class _Reader:
                 rates[kind].append((above, self._price(price, kind)))
         factor, standard = Decimal(1), frozenset(rates)
         if "batch" in found:
-            factor, standard = self._price(found["batch"], "batch"), frozenset()
-            if factor > 1:
-                raise self._wrong(found["batch"], "batch is a share of the price, from 0 to 1")
+            wish = "batch must be a share of the price, from 0 to 1: 0.5"
+            factor = self._scalar(found["batch"], r"0(\.\d{1,4})?|1(\.0{1,4})?", Decimal, wish)
+            standard = frozenset()
         window = found.get("context_window")
         return Prices(
             name,
@@ -112,7 +113,9 @@ class _Reader:
             raise self._wrong(node, f"{what} must be a mapping of keys")
         found: dict[str, yaml.Node] = {}
         for key, value in node.value:
-            name = str(key.value)[:80] if isinstance(key, yaml.ScalarNode) else "a key"
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._wrong(key, "a key must be a word")
+            name = key.value[:80]
             if known and name not in known:
                 raise self._wrong(key, f"{name} is no key of {what}; it may have {_list(known)}")
             if name.lower() in map(str.lower, found):

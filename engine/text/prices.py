@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,8 @@ def prices_for(
     own: dict[str, Prices] = {}
     if price_file is not None:
         own = read_prices(price_file, at=moment.date(), batch=batch)
-        for name in (model.lower(), model.lower().rpartition("/")[2]):
+        wanted = model.strip().lower()
+        for name in (wanted, wanted.rpartition("/")[2]):
             if name in own:
                 return replace(own[name], model=model)
     try:
@@ -88,6 +88,7 @@ def prices_for(
         if own:
             raise RecipeError(
                 f"no prices for {model[:80]!r} in {price_file}{_nearest(model, own)}"
+                " (and genai-prices, which has more, is not installed)"
             ) from None
         raise
 
@@ -102,12 +103,11 @@ def _moment(at: date | None) -> datetime:
 
 def _packaged(model: str, moment: datetime, batch: bool, own: Sequence[str]) -> Prices:
     """Take the prices of one model out of genai-prices."""
-    providers = _providers()
-    provider, info = _find(model, providers, own)
-    standard = info.get_prices(moment)
+    package = _package()
+    provider, info = _find(model, package.data.providers, own)
     # A provider that resells does not owe the maker's batch discount.
     its_own = any(info is each for each in provider.models)
-    prices = info.get_prices(moment, _BATCH) if batch and its_own else standard
+    prices = info.get_prices(moment, _BATCH if batch and its_own else None)
     discounted = {
         _KEYS.get(key)
         for variant in (info.price_variants or () if its_own else ())
@@ -120,7 +120,7 @@ def _packaged(model: str, moment: datetime, batch: bool, own: Sequence[str]) -> 
         for key, kind in _KEYS.items()
         if (price := getattr(prices, key)) is not None
     }
-    dated = _newest(providers, moment.date())
+    dated = _newest(package.data, datetime.now(timezone.utc).date())
     notes = staleness(dated, moment.date())
     if any(hasattr(each.constraint, "start_time") for each in _conditions(info)):
         notes += (f"the price depends on the hour: this is {moment:%H:%M} UTC",)
@@ -128,7 +128,7 @@ def _packaged(model: str, moment: datetime, batch: bool, own: Sequence[str]) -> 
         model,
         f"{provider.id}/{info.id}",
         rates,
-        source=f"genai-prices {version('genai-prices')}",
+        source=f"genai-prices {package.__version__}",
         dated=f"newest price inside begins {dated}",
         per_request=Decimal(prices.requests_kcount or 0).scaleb(-3),
         context_window=info.context_window,
@@ -138,33 +138,27 @@ def _packaged(model: str, moment: datetime, batch: bool, own: Sequence[str]) -> 
     )
 
 
-def _providers() -> list[Any]:
+def _package() -> Any:
     """Import the data that genai-prices carries; not its current snapshot, which may be updated."""
     try:
-        from genai_prices.data import providers
+        import genai_prices.data
     except ImportError:
         if sys.version_info < (3, 11):
             how = "which needs Python 3.11 or newer; or give your own with --price-file"
         else:
             how = "pip install 'lm-workbench[prices]', or give your own with --price-file"
         raise ResourceError(f"prices need the package genai-prices: {how}") from None
-    return providers
+    return genai_prices
 
 
 def _find(model: str, providers: list[Any], own: Sequence[str]) -> tuple[Any, Any]:
     """Find who sells a model under this name: provider/model, provider:model, or the bare name."""
     wanted = model.strip().lower()
-    for head, rest in _readings(wanted):
-        named = [each for each in providers if each.id == head] or [
-            each for each in providers if each.provider_match and each.provider_match.is_match(head)
-        ]
-        if named and (info := named[0].find_model(rest, all_providers=providers)):
-            return named[0], info
-    for provider in providers:
-        if provider.model_match and provider.model_match.is_match(wanted):
-            if info := provider.find_model(wanted, all_providers=providers):
-                return provider, info
-            break
+    for provider, name in _sellers(wanted, providers):
+        if info := provider.find_model(name, all_providers=providers) or next(
+            (each for each in provider.models if each.id.lower() == name), None
+        ):
+            return provider, info
     sold = [(each, info) for each in providers for info in each.models if info.id.lower() == wanted]
     # Only those that make models say which names are theirs; the others resell.
     made = [pair for pair in sold if pair[0].model_match]
@@ -181,12 +175,21 @@ def _find(model: str, providers: list[Any], own: Sequence[str]) -> tuple[Any, An
     )
 
 
-def _readings(wanted: str) -> Iterator[tuple[str, str]]:
-    """Split a name at the first mark that may end a provider's name."""
+def _sellers(wanted: str, providers: list[Any]) -> Iterator[tuple[Any, str]]:
+    """Yield the providers that a name may speak of, and what each would call the model."""
     for mark in "/:":
         head, found, rest = wanted.partition(mark)
         if found and rest:
-            yield head, rest
+            named = [each for each in providers if each.id == head]
+            named += [each for each in providers if _matches(each.provider_match, head)]
+            yield from ((each, rest) for each in named[:1])
+    maker = next((each for each in providers if _matches(each.model_match, wanted)), None)
+    if maker is not None:
+        yield maker, wanted
+
+
+def _matches(rule: Any, name: str) -> bool:
+    return rule is not None and rule.is_match(name)
 
 
 def _steps(price: Any) -> Steps:
@@ -195,20 +198,22 @@ def _steps(price: Any) -> Steps:
     return ((0, price),)
 
 
-def _newest(providers: list[Any], today: date) -> date:
-    """Return the newest day on which a price inside began: the data are at least that new.
+def _newest(data: Any, today: date) -> date:
+    """Return the newest day on which a price inside began, up to the day of installation.
 
-    The package names no date and its wheel is stamped 2020. Prices announced for later tell
-    nothing about today.
+    The package names no date and its wheel is stamped 2020. A price that begins after it was
+    installed was announced ahead, and tells nothing about how new the data are.
     """
+    installed = datetime.fromtimestamp(Path(data.__file__).stat().st_mtime, timezone.utc).date()
     starts = {
         each.constraint.start_date
-        for provider in providers
+        for provider in data.providers
         for info in provider.models
         for each in [*(info.price_variants or ()), *_conditions(info)]
         if hasattr(each.constraint, "start_date")
     }
-    return max((start for start in starts if start <= today), default=date.min)
+    begun = [start for start in starts if start <= today]
+    return max([start for start in begun if start <= installed] or begun, default=date.min)
 
 
 def _conditions(info: Any) -> list[Any]:
