@@ -63,10 +63,8 @@ def show(report: Report, by: By | None, top: int | None) -> None:
         return
     whole = added("total", report.rows) if report.rows else Row("total", 0, report.totals, files=0)
     asked = by or top
-    if not asked and (len(report.rows) < 2 or report.requests):
+    if not asked and (report.requests or not (report.several or len(report.rows) > 1)):
         rows = []
-    elif len(rows) < 2:
-        whole = rows.pop()
     alone = len(report.counters) == 1 and not rows and not asked
     for row in [*rows, whole]:
         for counter, tokens in zip(report.counters, row.tokens, strict=True):

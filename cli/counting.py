@@ -44,6 +44,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     problems: list[EngineError] = field(default_factory=list)  # inputs that could not be read
+    several: bool = False  # inputs were named, even if one is left
     requests: bool = False  # each row goes to the model alone, not all of them together
 
     @property
@@ -93,8 +94,7 @@ def count_all(gathered: Gathered, counters: Sequence["TokenCounter"], special: S
 
     Raises: the error of the only source; DataError if every one is left out.
     """
-    report = Report(counters, left_out=gathered.left_out)
-    chosen_by_hand = len(gathered.sources) == 1
+    report = Report(counters, left_out=gathered.left_out, several=len(gathered.sources) > 1)
 
     def _attempt(source: Source) -> Row | EngineError:
         try:
@@ -107,12 +107,12 @@ def count_all(gathered: Gathered, counters: Sequence["TokenCounter"], special: S
     for source, result in zip(gathered.sources, results, strict=True):
         if isinstance(result, Row):
             report.rows.append(result)
-        elif isinstance(result, BinaryFile) and not chosen_by_hand:
+        elif isinstance(result, BinaryFile) and report.several:
             gathered.left_out["binary"].append(source.name)
-        elif chosen_by_hand or isinstance(result, RecipeError):
-            raise result
-        else:
+        elif report.several:
             report.problems.append(result)
+        else:
+            raise result
     if not report.rows and report.problems:
         raise report.problems[0]
     if not report.rows and gathered.left_out:

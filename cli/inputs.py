@@ -6,6 +6,7 @@ Nothing is left out silently: what was is gathered under its reason, for stderr 
 import codecs
 import glob
 import io
+import itertools
 import os
 import shutil
 import subprocess
@@ -236,9 +237,8 @@ def read_diff(revision: str, words: Sequence[str]) -> list[FileDiff]:
     names = [os.fsdecode(n) for n in (listed.stdout if listed else b"").split(b"\0") if n]
     text = process.stdout.decode("utf-8", "replace")
     # Inside a hunk every line begins with a space, a sign or a backslash.
-    starts = [0] if text else []
-    starts += [at + 1 for at in _positions(text, "\ndiff --")]
-    parts = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+    starts = [0, *(at + 1 for at in _positions(text, "\ndiff --")), len(text)]
+    parts = [text[a:b] for a, b in itertools.pairwise(starts) if a < b]
     if len(names) != len(parts):
         names = [part.split("\n", 1)[0] for part in parts]
     return [FileDiff(name, part, *_sides(part)) for name, part in zip(names, parts, strict=True)]

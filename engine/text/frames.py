@@ -123,7 +123,8 @@ def _comment(text: object) -> list[str]:
 def _fields(schema: Mapping[str, Any]) -> list[str]:
     """Return the lines of an object's fields."""
     lines = []
-    required = schema.get("required") or []
+    required = schema.get("required")
+    required = required if isinstance(required, list) else []
     properties = schema.get("properties")
     for name, value in properties.items() if isinstance(properties, Mapping) else []:
         value = value if isinstance(value, Mapping) else {}
