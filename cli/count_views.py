@@ -56,7 +56,7 @@ def show(report: Report, by: By | None, top: int | None) -> None:
     if on_terminal():
         if report.requests and by is None:
             _print_parts(report)
-        elif len(report.rows) == 1 and by is None:
+        elif len(report.rows) == 1 and by is None and not report.rows[0].changed:
             _print_models(report)
         else:
             _print_table(report, rows)

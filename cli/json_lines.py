@@ -20,16 +20,14 @@ def read_values(source: Source) -> Iterator[tuple[str, int, Any]]:
             for number, line in enumerate(stream, start=1):
                 if not line.strip():
                     continue
-                where, problem = f"{name}:{number}", ""
+                where = f"{name}:{number}"
                 try:
                     value = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    problem = str(error)
-                if problem and first:  # it may be a value over several lines
-                    where, line = name, line + stream.read()
-                    value, problem = _parse(line, f"{where}:{number}"), ""
-                if problem:
-                    raise DataError(f"{where}: not valid JSON: {problem}")
+                    if not first:
+                        raise DataError(f"{where}: not valid JSON: {error}") from None
+                    line += stream.read()  # it may be one value over several lines
+                    value = _parse(line, where)
                 first = False
                 yield where, len(line), value
         except OSError as error:
