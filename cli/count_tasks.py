@@ -1,6 +1,6 @@
 """What `lm count-tokens` can be asked for, one function each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,44 @@ if TYPE_CHECKING:
     from cli.count_costs import Priced, Pricing
     from cli.cutting import Strategy
     from engine.text.counting import TokenCounter
+
+
+# What is counted; files may narrow a diff.
+SUBJECTS = ("FILE", "--text", "--chat", "--git-diff", "--usage")
+# An option that would do nothing without one of others.
+NEEDS = {
+    "--output-tokens": ("--cost",),
+    "--cached": ("--cost",),
+    **dict.fromkeys(("--batch", "--price-file", "--at"), ("--cost", "--usage")),
+    **dict.fromkeys(("--overlap", "-o"), ("--split",)),
+}
+# An option that would do nothing beside others.
+COUNTS = ("--cost", "--budget", "--by", "--top", "--jsonl")
+EXCLUDES = {
+    "--fit-to": ("--split", "--chat", "--git-diff", "--usage", "--special", *COUNTS),
+    "--split": ("--chat", "--git-diff", "--usage", "--special", *COUNTS),
+    "--usage": ("--special", *COUNTS),
+    "--special": ("--chat", "--git-diff"),
+    "--json": ("--jsonl",),
+}
+
+
+def check_together(options: Mapping[str, object]) -> None:
+    """Refuse options that would be ignored: `options` are all of them, those not given empty.
+
+    Raises: RecipeError naming two that do not go together, or one that lacks another.
+    """
+    given = [name for name, value in options.items() if value not in (None, False, [])]
+    subjects = [name for name in SUBJECTS if name in given]
+    if len(subjects) > 1 and subjects != ["FILE", "--git-diff"]:
+        raise RecipeError(f"{' and '.join(subjects)} exclude each other; choose one")
+    for name in given:
+        wanted = NEEDS.get(name, ())
+        if wanted and not any(other in given for other in wanted):
+            raise RecipeError(f"{name} does nothing without {' or '.join(wanted)}")
+        for other in EXCLUDES.get(name, ()):
+            if other in given:
+                raise RecipeError(f"{name} and {other} exclude each other; choose one")
 
 
 @dataclass(frozen=True)

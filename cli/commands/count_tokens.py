@@ -77,8 +77,8 @@ def count_tokens(
         Optional[str], typer.Option("--split", metavar="N", help="Cut into chunks of N tokens.")
     ] = None,
     overlap: Annotated[
-        str, typer.Option("--overlap", metavar="N", help="Tokens that chunks share.")
-    ] = "0",
+        Optional[str], typer.Option("--overlap", metavar="N", help="Tokens that chunks share.")
+    ] = None,
     out: Annotated[
         Optional[Path], typer.Option("-o", "--out", metavar="DIR", help="Folder for the chunks.")
     ] = None,
@@ -104,12 +104,14 @@ def count_tokens(
     from cli import count_tasks as tasks
     from cli.count_costs import Pricing
     from cli.counting import number_of_tokens as tokens
-    from engine.errors import RecipeError
 
-    wanted = {"FILE …": words, "--text": text, "--chat": chat, "--git-diff": diff, "--usage": usage}
-    given = [name for name, value in wanted.items() if value not in (None, [])]
-    if len(given) > 1 and given != ["FILE …", "--git-diff"]:
-        raise RecipeError(f"{' and '.join(given)} exclude each other; choose one")
+    tasks.check_together(
+        {"FILE": words, "--text": text, "--chat": chat, "--git-diff": diff, "--usage": usage}
+        | {"--special": special != "text", "--by": by, "--top": top, "--budget": budget}
+        | {"--cost": cost, "--output-tokens": output, "--cached": cached, "--batch": batch}
+        | {"--price-file": price_file, "--at": at, "--fit-to": fit_to, "--split": split}
+        | {"--overlap": overlap, "-o": out, "--json": as_json, "--jsonl": as_lines}
+    )
     pricing = Pricing(
         tokens(output, "--output-tokens") or 0,
         tokens(cached, "--cached") or 0,

@@ -139,6 +139,18 @@ def test_a_long_stream_counts_as_the_whole(lm, tmp_path):
     assert int(lm("long").out) == int(lm(stdin=text.encode()).out) == 120 * once
 
 
+def test_many_files_at_once_count_as_one_by_one(lm, tmp_path):
+    """Five megabytes in small files are counted in Rust by several threads."""
+    (tmp_path / "d").mkdir()
+    for number in range(24):
+        (tmp_path / "d" / f"{number:02}").write_text(f"Grüße {number}\n" * 17_000)
+    found = lines(lm("d"))[:-1]
+    for number in (0, 7, 23):
+        tokens, name = found[number]
+        assert lm(name).out == f"{tokens}\n" and int(tokens) > 50_000
+    assert len({tokens for tokens, _ in found}) <= 3
+
+
 def test_bytes_that_are_not_utf8_are_counted_and_said(lm, tmp_path):
     (tmp_path / "bad").write_bytes(b"\xffa\x80")
     result = lm("bad")
@@ -397,6 +409,19 @@ def test_chunks_cover_the_text(lm, tmp_path):
     failed(lm("book.txt", "--split", 100, "-o", "parts", code=2), 2, "not empty")
     rows = [json.loads(line) for line in lm("book.txt", "--split", "100").out.splitlines()]
     assert [row["text"] for row in rows] == [part.read_text() for part in parts]
+
+
+def test_nothing_that_is_asked_is_ignored(lm):
+    for words, said in (
+        (["--chat", "r", "--fit-to", 5], "--fit-to and --chat"),
+        (["--text", "x", "--split", 5, "--budget", 5], "--split and --budget"),
+        (["--usage", "u", "--by", "ext"], "--usage and --by"),
+        (["--text", "x", "--cached", 5], "--cached does nothing without --cost"),
+        (["--text", "x", "-o", "there"], "-o does nothing without --split"),
+        (["--chat", "r", "--special", "parse"], "--special and --chat"),
+        (["--text", "x", "--json", "--jsonl"], "--json and --jsonl"),
+    ):
+        failed(lm(*words, code=2), 2, said)
 
 
 def test_what_does_not_go_together(lm):
