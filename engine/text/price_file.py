@@ -152,7 +152,7 @@ class _Reader:
         raise self._wrong(node, wish + said)
 
     def _wrong(self, node: yaml.Node, problem: str) -> InputError:
-        return InputError(f"{self.path}:{node.start_mark.line + 1}: {problem}")
+        return InputError(f"{self.path}:{node.start_mark.line + 1}: {' '.join(problem.split())}")
 
 
 def _list(names: tuple[str, ...]) -> str:

@@ -18,7 +18,10 @@ from typing import Any
 from engine.errors import DataError
 
 # Where a response, a stream event or a line of a batch's results keeps what it used.
-_WRAPPERS = ("usage", "response", "body", "message", "result")
+_WRAPPERS = ("usage", "usage_metadata", "response", "body", "message", "result")
+# The singular is of OpenAI's realtime events and of LangChain, which also shortens the keys inside.
+_BEFORE = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
+_AFTER = ("completion_tokens_details", "output_tokens_details", "output_token_details")
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def _unwrap(found: Any) -> Mapping[str, Any]:
         found = inner[0]
     has = type(found).__name__
     if isinstance(found, Mapping):
-        has = ", ".join(sorted(str(key)[:40] for key in found)[:8]) or "no keys"
+        has = ", ".join(sorted(ascii(key)[:40] for key in found)[:8]) or "no keys"
     raise DataError(
         f"no usage of OpenAI or Anthropic shape, but {has}; prompt_tokens or input_tokens is needed"
     )
@@ -86,11 +89,11 @@ def _unwrap(found: Any) -> Mapping[str, Any]:
 
 def _read(usage: Mapping[str, Any]) -> Usage:
     beside = "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage
-    inside = "prompt_tokens" in usage or "input_tokens_details" in usage
+    inside = "prompt_tokens" in usage or any(name in usage for name in _BEFORE)
     parts = _inside(usage) if inside or not beside else _beside(usage)
     output = _agreed(usage, "output_tokens", "completion_tokens")
-    after = _part(usage, "completion_tokens_details", "output_tokens_details")
-    reasoning = _agreed(after, "reasoning_tokens", "thinking_tokens")
+    after = _part(usage, *_AFTER)
+    reasoning = _agreed(after, "reasoning_tokens", "thinking_tokens", "reasoning")
     said = _number(usage, "total_tokens")
     whole = parts["uncached"] + parts["cache_read"] + parts["cache_write"] + output
     if said is not None and said != whole:
@@ -103,9 +106,9 @@ def _read(usage: Mapping[str, Any]) -> Usage:
 def _inside(usage: Mapping[str, Any]) -> dict[str, int]:
     """Read the shape in which the input contains what was cached."""
     total = _agreed(usage, "prompt_tokens", "input_tokens")
-    details = _part(usage, "prompt_tokens_details", "input_tokens_details")
-    read = _agreed({**usage, **details}, "cached_tokens", "prompt_cache_hit_tokens")
-    write = _agreed(details, "cache_write_tokens", "cache_creation_tokens")
+    details = _part(usage, *_BEFORE)
+    read = _agreed({**usage, **details}, "cached_tokens", "prompt_cache_hit_tokens", "cache_read")
+    write = _agreed(details, "cache_write_tokens", "cache_creation_tokens", "cache_creation")
     for key, own in (("cache_read_input_tokens", read), ("cache_creation_input_tokens", write)):
         # A proxy may repeat a number under Anthropic's name; alone it could mean either shape.
         if _number(usage, key) not in (None, 0, own):
@@ -137,17 +140,17 @@ def _beside(usage: Mapping[str, Any]) -> dict[str, int]:
 def _notes(usage: Mapping[str, Any]) -> tuple[str, ...]:
     """Name what was used and is not billed as text tokens at the standard rate."""
     notes = []
-    before = _part(usage, "prompt_tokens_details", "input_tokens_details")
-    after = _part(usage, "completion_tokens_details", "output_tokens_details")
+    before = _part(usage, *_BEFORE)
+    after = _part(usage, *_AFTER)
     for side, details in (("input", before), ("output", after)):
         for key in ("audio_tokens", "image_tokens"):
             if count := _number(details, key):
                 notes.append(f"{count} {key} of the {side} are priced here as text")
     for key in _part(usage, "server_tool_use"):
         if count := _number(_part(usage, "server_tool_use"), key):
-            notes.append(f"{count} {key} are billed apart and not in this price")
+            notes.append(f"{count} {ascii(key)[:40]} are billed apart, not in this price")
     if (tier := usage.get("service_tier")) not in (None, "standard", "default", "auto"):
-        notes.append(f"served as service_tier {tier!r}")
+        notes.append(f"served as service_tier {ascii(tier)[:40]}")
     return tuple(notes)
 
 
@@ -177,7 +180,7 @@ def _number(values: Mapping[str, Any], name: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise DataError(f"{name}={str(value)[:40]} is not a number of tokens")
+        raise DataError(f"{name}={ascii(value)[:40]} is not a number of tokens")
     if value > 10**15:
         raise DataError(f"{name} is beyond 10^15 tokens")
     return value

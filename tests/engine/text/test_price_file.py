@@ -100,6 +100,7 @@ def test_old_prices_say_so(read):
         ("15}", "15}\n      - {above: 9, input: 1, output: 1}", 11, "must rise"),
         (GOOD.partition("models:\n")[2], "  x: 1\n", 4, "must be a mapping"),
         (GOOD.partition("models:")[2], " {}\n", 3, "no model"),
+        ("input: 2.50", '"in\\nput": 2.50', 5, "in put is no key"),
         ("  Big:", "  Big: [", 6, "not valid YAML"),
         ("  Big:", "  ? [a]\n  :", 4, "must be a word"),
     ],

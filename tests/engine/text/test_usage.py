@@ -125,6 +125,17 @@ def test_deepseek_names_hits():
     assert read_usage(usage) == Usage(uncached=5, cache_read=4)
 
 
+def test_langchain_counts_inside_under_shorter_names():
+    usage = {
+        "input_tokens": 350,
+        "output_tokens": 240,
+        "total_tokens": 590,
+        "input_token_details": {"audio": 0, "cache_creation": 200, "cache_read": 100},
+        "output_token_details": {"reasoning": 200},
+    }
+    assert read_usage({"usage_metadata": usage}) == Usage(50, 100, 200, 240, 200)
+
+
 def test_reasoning_beside_the_output_is_known_by_the_total():
     """Regression of others: x.ai counts reasoning beside its output; both are billed as output."""
     usage = {
@@ -153,9 +164,10 @@ def test_what_is_not_text_at_the_standard_rate_is_named():
 @pytest.mark.parametrize(
     ("found", "says"),
     [
-        ({"tokens": 3, "cost": 1}, "cost, tokens"),
-        ({"usage": None, "id": 1}, "id, usage"),
+        ({"tokens": 3, "cost": 1}, "'cost', 'tokens'"),
+        ({"usage": None, "id": 1}, "'id', 'usage'"),
         ({"usage": {"output_tokens": 3}}, "output_tokens"),
+        ({"a\n\x1bb": 1}, r"'a\n\x1bb'"),
         ({}, "no keys"),
         ([], "list"),
         ("{", "not JSON"),
@@ -165,7 +177,7 @@ def test_what_is_not_text_at_the_standard_rate_is_named():
         ({"prompt_tokens": -1}, "prompt_tokens=-1"),
         ({"prompt_tokens": True}, "prompt_tokens=True"),
         ({"prompt_tokens": 1.5}, "prompt_tokens=1.5"),
-        ({"prompt_tokens": "12"}, "prompt_tokens=12"),
+        ({"prompt_tokens": "12"}, "prompt_tokens='12'"),
         ({"prompt_tokens": 10**30}, "10^15"),
         ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 6}}, "exceed"),
         ({"prompt_tokens": 5, "prompt_tokens_details": [1]}, "must be an object"),
