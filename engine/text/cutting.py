@@ -115,7 +115,8 @@ def split(text: str, size: int, overlap: int, counts: Counts) -> Iterator[str]:
         if stop == end:
             needed = counts.count(text[end])
             raise RecipeError(
-                f"the character {text[end]!r} takes {needed} tokens; chunks of {size} cannot hold it"
+                f"the character {text[end]!r} takes {needed} tokens; chunks of {size} cannot"
+                " hold it"
             )
         yield text[start:stop]
         end = stop

@@ -13,7 +13,7 @@ CACHE = tempfile.TemporaryDirectory(prefix="lm-ranks-")
 PLACES = Places(cache=Path(CACHE.name), checkpoints=Path(CACHE.name))
 ENCODED = ("cl100k_base", "o200k_base")
 
-# tiktoken's own patterns, stated here so that ours are held against them and not against themselves.
+# tiktoken's own patterns, so that ours are not held against themselves.
 PATTERNS = {
     "cl100k_base": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",

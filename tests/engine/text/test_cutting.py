@@ -1,4 +1,4 @@
-"""Cut to a limit: never over it when counted again, never less than it could be, never mid-character."""
+"""Cut to a limit: never over it when counted again, never less than it could be."""
 
 import functools
 
