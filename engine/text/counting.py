@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from engine.errors import RecipeError
 from engine.text import cutting
-from engine.text.cutting import Strategy
+from engine.text.cutting import Counts, Strategy
 from engine.text.encodings import ENCODINGS, open_ranks
 from engine.text.merging import BytePairs
 from engine.text.models import Model, resolve
@@ -32,21 +32,12 @@ class Places:
     ranks: Path | None = None  # a rank file, or a folder of them
 
 
-class Source(Protocol):
+class Source(Counts, Protocol):
     """A tokenizer to count with: an encoding's, or a file's."""
-
-    @property
-    def cut(self) -> str | None:
-        """Where text can be cut without changing its tokens."""
-        ...
 
     @property
     def special(self) -> dict[str, int]:
         """The special tokens."""
-        ...
-
-    def count(self, text: str) -> int:
-        """Return the number of tokens."""
         ...
 
     def count_stream(self, chunks: Iterable[str]) -> int:
@@ -63,10 +54,6 @@ class Source(Protocol):
 
     def piece(self, token_id: int) -> bytes:
         """Return the bytes of one token."""
-        ...
-
-    def lengths(self, text: str) -> Iterator[int] | None:
-        """Return the bytes of each token, if they add up to the text."""
         ...
 
 

@@ -6,13 +6,15 @@ further on and back, by counting again from the last place that no token can spa
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, islice
 from typing import Literal, Protocol
 
 from engine.errors import RecipeError
 
 Strategy = Literal["head", "tail", "middle"]
-BLOCK = 1 << 20  # characters
+BLOCK = 1 << 18  # characters
 LOOK = 12  # characters that are tried beyond the place where the tokens end
 NOWHERE = "(?!)"
 NEAR = 1 << 10  # characters in which a place to count from is looked for
@@ -21,14 +23,17 @@ NEAR = 1 << 10  # characters in which a place to count from is looked for
 class Counts(Protocol):
     """What cutting needs to know of a tokenizer."""
 
-    cut: str | None
+    @property
+    def cut(self) -> str | None:
+        """A pattern of places that no token spans, whatever the text; None if none is known."""
+        ...
 
     def count(self, text: str) -> int:
         """Return the number of tokens of `text`."""
         ...
 
-    def lengths(self, text: str) -> Iterator[int] | None:
-        """Yield the number of bytes of each token, or None if they do not add up to the text."""
+    def lengths(self, text: str) -> list[int] | None:
+        """Return the number of bytes of each token, or None if they do not add up to the text."""
         ...
 
 
@@ -110,7 +115,8 @@ def split(text: str, size: int, overlap: int, counts: Counts) -> Iterator[str]:
         if stop == end:
             needed = counts.count(text[end])
             raise RecipeError(
-                f"the character {text[end]!r} takes {needed} tokens; chunks of {size} cannot hold it"
+                f"the character {text[end]!r} takes {needed} tokens; chunks of {size} cannot"
+                " hold it"
             )
         yield text[start:stop]
         end = stop
@@ -122,15 +128,11 @@ def _beginning(text: str, limit: int, counts: Counts) -> int:
     lengths = counts.lengths(text)
     if lengths is None:
         return _bisect(len(text), lambda size: counts.count(text[:size]) <= limit)
-    size = 0
-    for _, length in zip(range(limit), lengths, strict=False):
-        size += length
-    place = len(text.encode("utf-8", "surrogatepass")[:size].decode("utf-8", "ignore"))
-    anchor = 0
+    ends = list(accumulate(lengths[:limit], initial=0))
+    place = len(_bytes(text)[: ends[-1]].decode("utf-8", "ignore"))
     near = re.compile(counts.cut or NOWHERE).finditer(text, max(0, place - NEAR), max(0, place - 2))
-    for found in near:
-        anchor = found.start()
-    room = limit - counts.count(text[:anchor])
+    anchor = max((found.start() for found in near), default=0)
+    anchor, room = _room(ends, len(_bytes(text[:anchor])), limit, anchor, 0)
     fits = _remember(lambda end: counts.count(text[anchor:end]) <= room)
     return _furthest(place, anchor, len(text), 1, fits)
 
@@ -141,18 +143,33 @@ def _end(text: str, limit: int, counts: Counts) -> int:
     if lengths is None:
         size = _bisect(len(text), lambda size: counts.count(text[len(text) - size :]) <= limit)
         return len(text) - size
-    size = sum(list(lengths)[-limit:]) if limit else 0
-    data = text.encode("utf-8", "surrogatepass")
-    place = len(text) - len(data[len(data) - size :].decode("utf-8", "ignore"))
+    ends = list(accumulate(islice(reversed(lengths), limit), initial=0))
+    data = _bytes(text)
+    place = len(text) - len(data[len(data) - ends[-1] :].decode("utf-8", "ignore"))
     found = re.compile(counts.cut or NOWHERE).search(text, place + 2, place + NEAR)
     anchor = found.start() if found else len(text)
-    room = limit - counts.count(text[anchor:])
+    anchor, room = _room(ends, len(_bytes(text[anchor:])), limit, anchor, len(text))
     fits = _remember(lambda begin: counts.count(text[begin:anchor]) <= room)
     return _furthest(place, anchor, 0, -1, fits)
 
 
+def _room(ends: list[int], size: int, limit: int, anchor: int, border: int) -> tuple[int, int]:
+    """Return where to count from, and how many tokens there may be from there on.
+
+    The tokens that fill `size` bytes between the border and the anchor need no counting again.
+    """
+    tokens = bisect_left(ends, size)
+    if tokens < len(ends) and ends[tokens] == size:
+        return anchor, limit - tokens
+    return border, limit
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
 def _furthest(place: int, anchor: int, border: int, step: int, fits: Callable[[int], bool]) -> int:
-    """Return the place furthest from `anchor`, near `place`, that fits: none within LOOK beyond does."""
+    """Return a place that fits, as far from `anchor` that none within LOOK beyond it does."""
     while place != anchor and not fits(place):
         place -= step
     while True:

@@ -1,6 +1,6 @@
 """Count with the tokenizer of a file, as one counts with a published encoding."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from engine.text.tokenizer import load_tokenizer
@@ -36,8 +36,8 @@ class FromFile:
         """Return the bytes of a token."""
         return self.tokenizer.piece(token_id)
 
-    def lengths(self, text: str) -> Iterator[int] | None:
+    def lengths(self, text: str) -> list[int] | None:
         """Return the number of bytes of each token, if text comes back as it was."""
         if not self.tokenizer.exact:
             return None
-        return (len(self.tokenizer.piece(token_id)) for token_id in self.encode(text))
+        return [len(self.tokenizer.pieces[token_id]) for token_id in self.encode(text)]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 from typing import Any
 
 from engine.errors import DataError
@@ -26,7 +27,10 @@ from engine.text.ranks import Ranks
 REMEMBERED = 1 << 17  # pieces whose tokens are kept
 MANY_PIECES = 1 << 13  # so many distinct pieces are worth a dictionary of all ranks
 LONG_PIECE = 1 << 15  # characters: so long a piece is worth a start of Rust
-LONG_TEXT = 1 << 22  # ASCII characters: so long a text is worth it too
+LONG_TEXT = 1 << 21  # ASCII characters: so long a text is worth it too
+# tiktoken's Rust panics when a match goes back a million times, and one may go back three times for
+# each character: a megabyte of spaces or capitals is too much for it, a block never.
+TOO_LONG_FOR_RUST = 5 << 16
 BEYOND_ASCII = 4  # what other text takes longer to split
 
 
@@ -93,16 +97,20 @@ class BytePairs:
     @cached_property
     def rust(self) -> Any:
         """tiktoken's own encoder over our ranks, or None where it is not installed."""
+        return self._rust(self.encoding.split)
+
+    @cached_property
+    def _rust_merge(self) -> Any:
+        """The same for a text that is one piece."""
+        return self._rust("(?s:.+)")
+
+    def _rust(self, split: str) -> Any:
         try:
             from tiktoken import Encoding as Rust
         except ImportError:
             return None
-        return Rust(
-            self.encoding.name,
-            pat_str=self.encoding.split,
-            mergeable_ranks=self.ranks.mapping,
-            special_tokens={},
-        )
+        name, ranks = self.encoding.name, self.ranks.mapping
+        return Rust(name, pat_str=split, mergeable_ranks=ranks, special_tokens={})
 
     def split(self, text: str) -> list[str]:
         """Return the pieces of `text`; together they are the text."""
@@ -110,10 +118,18 @@ class BytePairs:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, in which nothing is special."""
-        text = scalar(text)
-        if _work(text) > LONG_TEXT and self.rust is not None:
-            return self.rust.encode_ordinary(text)
-        pieces = self.split(text)
+        if _work(text) < LONG_TEXT:
+            return self._encode(text)
+        fast = self._encode_fast if self.rust is not None else self._encode
+        return [token for block in blocks([text], self.cut) for token in fast(block)]
+
+    def _encode_fast(self, text: str) -> list[int]:
+        if len(text) > TOO_LONG_FOR_RUST:
+            return self._encode(text)
+        return self.rust.encode_ordinary(scalar(text))
+
+    def _encode(self, text: str) -> list[int]:
+        pieces = self.split(scalar(text))
         self._learn(set(pieces))
         known = self._known
         return [token for piece in pieces for token in known[piece]]
@@ -135,11 +151,11 @@ class BytePairs:
         if whole is not None:
             return [whole]
         if len(piece) > LONG_PIECE:
-            if self.rust is not None:
-                return self.rust.encode_ordinary(piece)
+            if self._rust_merge is not None:
+                return self._rust_merge.encode_ordinary(piece)
             self._rank_of = self.ranks.mapping.get
         bounds = merge(data, self._rank_of)
-        ranks = [self._rank_of(data[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        ranks = [self._rank_of(data[a:b]) for a, b in pairwise(bounds)]
         return [rank for rank in ranks if rank is not None]
 
     def count(self, text: str) -> int:
@@ -149,20 +165,18 @@ class BytePairs:
     def count_stream(self, chunks: Iterable[str]) -> int:
         """Return the number of tokens of the text that `chunks` are the parts of.
 
-        What does not fit into a block goes to Rust on all cores, if it is installed.
+        What goes on for long is left to Rust on all cores, if it is installed.
         """
         total = work = 0
-        stream = blocks(chunks, self.encoding.cut)
+        stream = blocks(chunks, self.cut)
         if self._in_rust:
-            return sum(len(self.rust.encode_ordinary(scalar(block))) for block in stream)
+            return sum(len(self._encode_fast(block)) for block in stream)
         for block in stream:
             total += self._count(block)
             work += _work(block)
-            if work > LONG_TEXT // 2 and self.rust is not None:
+            if work > LONG_TEXT and self.rust is not None:
                 break
-        return total + sum(
-            _on_all_cores(lambda block: len(self.rust.encode_ordinary(scalar(block))), stream)
-        )
+        return total + sum(_on_all_cores(lambda block: len(self._encode_fast(block)), stream))
 
     def _count(self, text: str) -> int:
         pieces = Counter(self.split(scalar(text)))
@@ -170,9 +184,9 @@ class BytePairs:
         known = self._known
         return sum(times * len(known[piece]) for piece, times in pieces.items())
 
-    def lengths(self, text: str) -> Iterator[int]:
-        """Yield the number of bytes of each token of `text`."""
-        return (len(self.ranks.token(rank)) for rank in self.encode(text))
+    def lengths(self, text: str) -> list[int]:
+        """Return the number of bytes of each token of `text`."""
+        return self.ranks.lengths(self.encode(text))
 
     def piece(self, token_id: int) -> bytes:
         """Return the bytes of a token, of a special one its name."""

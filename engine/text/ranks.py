@@ -13,12 +13,17 @@ import os
 import struct
 import zlib
 from array import array
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from engine.errors import CheckpointError
 
-HEADER = struct.Struct("=8s32sIII")  # magic, sha256 of the source, checksum, tokens, slots
+HEADER = struct.Struct("=8s32sI")  # magic, sha256 of the source, checksum of the rest
+SIZES = struct.Struct("=II")  # tokens, slots
+FRONT = HEADER.size + SIZES.size
 MAGIC = b"lm-ranks"
 WORD = 4  # bytes of a number
 
@@ -27,10 +32,10 @@ class Ranks:
     """Token bytes to rank and back. A token's rank is its id: the lower, the earlier merged."""
 
     def __init__(self, table: bytes, tokens: int, slots: int) -> None:
-        """Use a table that `build` made; `open_ranks` checks one from disk."""
-        numbers = memoryview(table)[HEADER.size : HEADER.size + (slots + tokens + 1) * WORD]
+        """Use a table that `build` made; `read_ranks` checks one from disk."""
+        numbers = memoryview(table)[FRONT : FRONT + (slots + tokens + 1) * WORD]
         self._slots, self._starts = numbers.cast("I")[:slots], numbers.cast("I")[slots:]
-        self._spelled = table[HEADER.size + numbers.nbytes :]
+        self._spelled = table[FRONT + numbers.nbytes :]
         self._mask = slots - 1
         self.size = tokens
 
@@ -44,6 +49,11 @@ class Ranks:
             at = at + 1 & mask
         return None
 
+    def lengths(self, ranks: Iterable[int]) -> list[int]:
+        """Return how many bytes each of these tokens has."""
+        starts = self._starts
+        return [starts[rank + 1] - starts[rank] for rank in ranks]
+
     def token(self, rank: int) -> bytes:
         """Return the bytes of the token with this rank; none for a rank that is left out."""
         return self._spelled[self._starts[rank] : self._starts[rank + 1]]
@@ -52,8 +62,7 @@ class Ranks:
     def mapping(self) -> dict[bytes, int]:
         """All ranks as a dictionary: worth its making only for a lot of text."""
         starts, spelled = self._starts.tolist(), self._spelled
-        spans = zip(starts, starts[1:], strict=False)
-        mapping = {spelled[a:b]: rank for rank, (a, b) in enumerate(spans)}
+        mapping = {spelled[a:b]: rank for rank, (a, b) in enumerate(pairwise(starts))}
         mapping.pop(b"", None)
         return mapping
 
@@ -82,20 +91,19 @@ def build(source: bytes) -> bytes:
     starts = array("I", [0])
     for token in spelled:
         starts.append(starts[-1] + len(token))
-    body = table.tobytes() + starts.tobytes() + b"".join(spelled)
-    digest = hashlib.sha256(source).digest()
-    return HEADER.pack(MAGIC, digest, zlib.crc32(body), tokens, slots) + body
+    body = b"".join([SIZES.pack(tokens, slots), table.tobytes(), starts.tobytes(), *spelled])
+    return HEADER.pack(MAGIC, hashlib.sha256(source).digest(), zlib.crc32(body)) + body
 
 
 def read_ranks(table: bytes, digest: str) -> Ranks | None:
-    """Return what `table` holds, or None unless it is whole and made from the source of `digest`."""
-    if len(table) < HEADER.size:
+    """Return what `table` holds, or None unless it is whole and its source has that sha256."""
+    if len(table) < FRONT:
         return None
-    magic, made_from, checksum, tokens, slots = HEADER.unpack_from(table)
+    magic, made_from, checksum = HEADER.unpack_from(table)
     whole = zlib.crc32(memoryview(table)[HEADER.size :]) == checksum
     if magic != MAGIC or made_from.hex() != digest or not whole:
         return None
-    return Ranks(table, tokens, slots)
+    return Ranks(table, *SIZES.unpack_from(table, HEADER.size))
 
 
 def keep(path: Path, table: bytes) -> None:
@@ -106,4 +114,5 @@ def keep(path: Path, table: bytes) -> None:
         temporary.write_bytes(table)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
