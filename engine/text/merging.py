@@ -130,20 +130,20 @@ class BytePairs:
 
     def _encode(self, text: str) -> list[int]:
         pieces = self.split(scalar(text))
-        self._learn(set(pieces))
-        known = self._known
+        known = self._learn(set(pieces))
         return [token for piece in pieces for token in known[piece]]
 
-    def _learn(self, pieces: Collection[str]) -> None:
-        """Make sure that the tokens of all `pieces` are known."""
+    def _learn(self, pieces: Collection[str]) -> dict[str, list[int]]:
+        """Return the tokens of pieces that are known, `pieces` among them."""
+        if len(self._known) > REMEMBERED:
+            self._known = {}  # another thread may still read the old one
         known = self._known
-        if len(known) > REMEMBERED:
-            known.clear()
         if len(known) + len(pieces) > MANY_PIECES:
             self._rank_of = self.ranks.mapping.get
         for piece in pieces:
             if piece not in known:
                 known[piece] = self._tokens(piece)
+        return known
 
     def _tokens(self, piece: str) -> list[int]:
         data = piece.encode()
@@ -180,8 +180,7 @@ class BytePairs:
 
     def _count(self, text: str) -> int:
         pieces = Counter(self.split(scalar(text)))
-        self._learn(pieces)
-        known = self._known
+        known = self._learn(pieces)
         return sum(times * len(known[piece]) for piece, times in pieces.items())
 
     def lengths(self, text: str) -> list[int]:
