@@ -48,6 +48,7 @@ class Priced:
     source: str = ""
     dated: str = ""
     missing: str = ""  # why there is no price
+    not_counted: list[str] = field(default_factory=list)  # then the price is a lower bound
     spread: float = 0.0  # the share by which the tokens, and so the price of the input, may be off
 
     @property
@@ -82,6 +83,7 @@ class Priced:
             "requests": self.requests,
             "input_tokens": self.tokens,
             "plus_minus": self.spread,
+            "not_counted": self.not_counted,
             "total_usd": None if self.total is None else f"{self.total:f}",
             "lines": [
                 {"kind": kind, "tokens": tokens, "usd": f"{amount:f}"}
@@ -115,7 +117,7 @@ def price_counts(report: Report, how: Pricing) -> list[Priced]:
         rows = [row.tokens[index] for row in report.rows]
         requests = rows if report.requests else [sum(rows)]
         one = Priced(counter.name, sum(rows), window=counter.window)
-        one.spread = counter.plus_minus
+        one.spread, one.not_counted = counter.plus_minus, report.unknown(index)
         one.longest = max(requests, default=0) + how.output
         one.requests = len(requests)
         try:

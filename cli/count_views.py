@@ -28,16 +28,10 @@ def tell(report: Report, quiet: bool) -> None:
     if whole.specials:
         say(f"{whole.specials:,} special-looking spans (--special text|parse|error)", quiet)
     for index, counter in enumerate(report.counters):
-        unknown = {p.kind for row in report.rows for p in _parts(row, index) if p.tokens is None}
-        if unknown:
-            kinds = ", ".join(sorted(unknown))
+        if kinds := ", ".join(report.unknown(index)):
             say(f"{counter.name}: at least; not known and not counted: {kinds}", quiet)
         if counter.plus_minus and not on_terminal():
             say(f"{counter.name}: {class_of(counter)}", quiet)
-
-
-def _parts(row: Row, index: int) -> Sequence[Any]:
-    return row.parts[index] if row.parts else ()
 
 
 def show_all(report: Report, by: By | None, top: int | None, priced: Sequence[Priced]) -> None:

@@ -52,6 +52,11 @@ class Report:
         """The tokens of all rows, for each model."""
         return tuple(sum(row.tokens[i] for row in self.rows) for i in range(len(self.counters)))
 
+    def unknown(self, index: int) -> list[str]:
+        """Return the kinds of parts that a model's count leaves out, because nobody knows them."""
+        parts = [part for row in self.rows if row.parts for part in row.parts[index]]
+        return sorted({part.kind for part in parts if part.tokens is None})
+
 
 def number_of_tokens(word: str | None, option: str) -> int | None:
     """Read 8000, 200_000, 128k (thousands), 128K (1024), 1m or 1M.
