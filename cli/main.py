@@ -9,6 +9,7 @@ import typer
 
 from cli.commands import (
     chat,
+    count_tokens,
     export,
     generate,
     import_model,
@@ -35,6 +36,7 @@ app = typer.Typer(
 
 # In the order that --help shows.
 COMMANDS = {
+    "count-tokens": count_tokens.count_tokens,
     "tokenize": tokenize.tokenize,
     "train-tokenizer": train_tokenizer.train_tokenizer,
     "train": train.train,

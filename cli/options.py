@@ -48,6 +48,18 @@ def cache_folder() -> Path:
     return Path(base) / "lm-workbench"
 
 
+def token_places():  # -> Places, imported late
+    """Return where tokenizers are looked for; the environment is read here and nowhere else."""
+    from engine.text.counting import Places
+
+    tiktoken = os.environ.get("TIKTOKEN_CACHE_DIR")
+    return Places(
+        cache=cache_folder(),
+        tiktoken_cache=Path(tiktoken) if tiktoken else None,
+        checkpoints=CHECKPOINTS,
+    )
+
+
 def piped() -> bool:
     """Tell whether standard input is a pipe or a file that has something to say."""
     return not sys.stdin.isatty()

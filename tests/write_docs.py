@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "cli.md"
 COMMANDS = (
-    *([], ["tokenize"], ["train-tokenizer"], ["train"], ["runs"], ["plot"], ["show"]),
+    *([], ["count-tokens"], ["tokenize"], ["train-tokenizer"]),
+    *(["train"], ["runs"], ["plot"], ["show"]),
     *(["recipes"], ["recipes", "show"], ["recipes", "check"], ["recipes", "explain"]),
     *(["generate"], ["chat"], ["import"], ["export"], ["verify"]),
 )

@@ -1,89 +1,71 @@
 """`lm tokenize`: see text as the model sees it."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
-from cli.options import Json, Model
+from cli.options import Json
 
 
 def tokenize(
     text: Annotated[
         Optional[str], typer.Argument(help="Text, or ids with --decode; - or nothing reads a pipe.")
     ] = None,
-    model: Model = None,
+    model: Annotated[
+        Optional[str],
+        typer.Option("-m", "--model", help="gpt-5, o200k_base, a checkpoint, a tokenizer.json."),
+    ] = None,
     file: Annotated[Optional[Path], typer.Option("-f", "--file", help="Read this file.")] = None,
     ids: Annotated[bool, typer.Option("--ids", help="Print only the ids.")] = False,
     decode: Annotated[bool, typer.Option("--decode", help="Turn ids back into bytes.")] = False,
+    compare: Annotated[
+        Optional[list[str]],
+        typer.Option("--compare", metavar="MODEL", help="Beside this one; repeatable, or A,B,C."),
+    ] = None,
+    special: Annotated[
+        Literal["text", "parse", "error"],
+        typer.Option("--special", help="What looks like a control token is text, one, or refused."),
+    ] = "text",
     as_json: Json = False,
 ) -> None:
     """Show how text splits into tokens.
 
     On a terminal: pieces and ids in colour. In a pipe: offset, id, piece.
 
-    -m also takes a tokenizer.json or a folder that holds one. Any bytes are
-    fine, and --decode gives back exactly those.
+    -m takes an OpenAI model or encoding, a checkpoint, a tokenizer.json or a
+    folder that holds one. With those of files any bytes are fine, and --decode
+    gives back exactly those.
 
     \b
     lm tokenize "def add(a, b):" -m stdlib
+    lm tokenize "def add(a, b):" -m gpt-5 --compare gpt-4,stdlib
     lm tokenize -f README.md -m stdlib --ids | lm tokenize --decode -m stdlib
     """
-    from cli.options import read_input, the_model
-    from cli.render import console, emit, emit_bytes, emit_json, say
+    from cli import tokenizing
+    from cli.options import read_input
+    from cli.render import emit, emit_bytes
     from engine.errors import DataError, RecipeError
-    from engine.text.tokenizer import load_tokenizer
 
     if ids + decode + as_json > 1:
         raise RecipeError("--ids, --decode and --json exclude each other; choose one")
-    direct = Path(model) if model and model.endswith(".json") else None
-    tokenizer = load_tokenizer(direct or the_model(model, "tokenizer.json"))
+    if compare and (ids or decode):
+        raise RecipeError("--compare shows counts and differences; leave out --ids and --decode")
+    if compare:
+        models = [name for word in [model, *compare] if word for name in word.split(",")]
+        tokenizing.compare(models, read_input(text, file), special, as_json)
+        return
+    seer = tokenizing.seer_of(model)
     data = read_input(text, file)
     if decode:
         try:
             numbers = [int(word) for word in data.replace(b",", b" ").strip(b"[] \n").split()]
         except ValueError as error:
             raise DataError(f"--decode takes token ids, whole numbers: {error}") from None
-        emit_bytes(tokenizer.decode_bytes(numbers))
+        emit_bytes(seer.decode(numbers))
         return
-    tokens = tokenizer.encode_bytes(data)
+    pieces = seer.pieces(data, special)
     if ids and not as_json:
-        emit(" ".join(map(str, tokens)))
+        emit(" ".join(str(token) for token, _ in pieces))
         return
-    pieces = [tokenizer.pieces[token] for token in tokens]
-    shown = [piece.decode("utf-8", "replace") for piece in pieces]
-    # Some tokenizers put a space before the text; it is in the first piece and not in the text.
-    starts = [len(tokenizer.decode_bytes(tokens)) - sum(map(len, pieces))]
-    for piece in pieces:
-        starts.append(starts[-1] + len(piece))
-    starts[0] = 0
-    if as_json:
-        rows = [
-            {"id": token, "piece": text, "start": start, "end": end}
-            for token, text, start, end in zip(tokens, shown, starts, starts[1:], strict=False)
-        ]
-        counts = {"tokens": len(tokens), "bytes": len(data), "vocab_size": tokenizer.vocab_size}
-        emit_json("tokenize", counts | {"pieces": rows})
-        return
-    out = console()
-    if out.is_terminal:
-        _coloured(out, tokens, shown)
-    else:
-        for start, token, text in zip(starts, tokens, shown, strict=False):
-            emit(f"{start}\t{token}\t{text!r}")
-    ratio = f" · {len(data) / len(tokens):.2f} bytes/token" if tokens else ""
-    say(f"{len(tokens):,} tokens · {len(data):,} bytes{ratio}")
-
-
-def _coloured(out, tokens: list[int], shown: list[str]) -> None:
-    """Print the pieces on alternating backgrounds, then their ids in the same colours."""
-    from rich.text import Text
-
-    styles = ("black on bright_cyan", "black on bright_yellow", "black on bright_green")
-    line, ids = Text(), Text()
-    for index, (token, piece) in enumerate(zip(tokens, shown, strict=True)):
-        ids.append(str(token), style=styles[index % len(styles)]).append(" ")
-        visible = piece.replace("\t", "→").replace("\r", "␍").replace("\n", "⏎\n")
-        line.append(visible, style=styles[index % len(styles)])
-    out.print(line)
-    out.print(ids)
+    tokenizing.show_pieces(seer, data, pieces, as_json)

@@ -19,7 +19,17 @@ except SystemExit as end:
 heavy = {"torch", "numpy", "safetensors", "tokenizers", "matplotlib", "pydantic"}
 print(json.dumps([code, sorted(heavy & {name.split(".")[0] for name in sys.modules})]))
 """
-COMMANDS = ["tokenize", "train-tokenizer", "recipes", "train", "runs", "plot", "show", "generate"]
+COMMANDS = [
+    "count-tokens",
+    "tokenize",
+    "train-tokenizer",
+    "recipes",
+    "train",
+    "runs",
+    "plot",
+    "show",
+    "generate",
+]
 
 
 def loaded(*words: str, cwd=None) -> list[str]:

@@ -1,0 +1,260 @@
+"""What to count: files, folders, globs, a pipe, a diff, read as a stream of text in flat memory.
+
+Nothing is left out silently: what was is gathered under its reason, for stderr and for JSON.
+"""
+
+import codecs
+import glob
+import io
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, cast
+
+from engine.errors import DataError, RecipeError
+
+BLOCK = 1 << 20
+LOOKED_AT = 8192  # a NUL byte among so many makes a file binary, as it does for git
+SPOOLED = 64 << 20  # of a pipe that is read more than once, kept in memory
+REPLACEMENT = "\ufffd"
+STDIN = "-"
+
+
+class BinaryFile(DataError):
+    """A file is not text."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing to count; without a path its bytes are given, or it is standard input."""
+
+    name: str
+    path: Path | None = None
+    data: bytes | None = None
+
+    def open(self, again: bool = False) -> IO[bytes]:
+        """Return its bytes as a stream; with `again`, one that can be rewound.
+
+        Raises: DataError if it cannot be read.
+        """
+        if self.data is not None:
+            return io.BytesIO(self.data)
+        try:
+            stream = self.path.open("rb") if self.path else sys.stdin.buffer
+        except OSError as error:
+            raise unreadable(self.name, error) from None
+        if not again or stream.seekable():
+            return stream
+        spooled = cast(IO[bytes], tempfile.SpooledTemporaryFile(SPOOLED))  # noqa: SIM115
+        shutil.copyfileobj(stream, spooled, BLOCK)
+        spooled.seek(0)
+        return spooled
+
+
+@dataclass
+class Gathered:
+    """The sources, and what was left out, by reason."""
+
+    sources: list[Source] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Reader:
+    """The text of a stream, a block at a time; bytes that are not UTF-8 become U+FFFD."""
+
+    def __init__(self, name: str, stream: IO[bytes], refuse_binary: bool) -> None:
+        self.name, self.stream, self.refuse_binary = name, stream, refuse_binary
+        self.bytes = self.replaced = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the text. Raises: BinaryFile; DataError if reading fails."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        tail = b""
+        while block := self._read():
+            if self.refuse_binary and not self.bytes and b"\0" in block[:LOOKED_AT]:
+                raise BinaryFile(f"{self.name}: a binary file, not text")
+            self.bytes += len(block)
+            text = decoder.decode(block)
+            # U+FFFD that was there before is no replacement.
+            written = (tail + block).count(REPLACEMENT.encode())
+            self.replaced += text.count(REPLACEMENT) - written
+            tail = (tail + block)[-2:]
+            yield text
+        rest = decoder.decode(b"", final=True)
+        self.replaced += len(rest)
+        yield rest
+
+    def _read(self) -> bytes:
+        try:
+            return self.stream.read(BLOCK)
+        except OSError as error:
+            raise unreadable(self.name, error) from None
+
+
+def unreadable(name: str, error: OSError) -> DataError:
+    """Return the error for something that cannot be read."""
+    return DataError(f"{printable(name)}: cannot be read: {error.strerror or error}")
+
+
+def printable(name: str) -> str:
+    """Return a file name on one line, whatever bytes are in it."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def gather(words: Sequence[str], text: str | None, everything: bool) -> Gathered:
+    """Find what the words of a command line name: files, folders, globs, `-` for the pipe.
+
+    Without words and without `text` it is the pipe. `everything` takes hidden and git-ignored
+    files of folders too.
+
+    Raises: DataError for a name that leads nowhere; RecipeError if there is nothing to count.
+    """
+    found = Gathered()
+    if text is not None:
+        found.sources.append(Source("text", data=text.encode("utf-8", "surrogateescape")))
+    elif not words:
+        if sys.stdin.isatty():
+            raise RecipeError(
+                "nothing to count: name files or folders, pipe text in, or use --text"
+            )
+        words = [STDIN]
+    for word in words:
+        found.sources += _named(word, everything, found.left_out)
+    unique: dict[str, Source] = {}
+    for source in found.sources:
+        key = os.path.realpath(source.path) if source.path else source.name
+        if key in unique:
+            found.left_out["named twice"].append(source.name)
+        unique.setdefault(key, source)
+    found.sources = list(unique.values())
+    return found
+
+
+def _named(word: str, everything: bool, left_out: dict[str, list[str]]) -> list[Source]:
+    """Return the sources that one word names."""
+    if word == STDIN:
+        return [Source(STDIN)]
+    path = Path(word).expanduser()
+    if path.is_dir():
+        return [Source(str(file), file) for file in _walk(path, everything, left_out)]
+    if not os.path.lexists(path) and glob.has_magic(word):
+        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        files = [file for file in files if not file.is_dir()]
+        if not files:
+            raise DataError(f"{printable(word)}: no file matches")
+        return [Source(str(file), file) for file in files]
+    if not path.exists():
+        raise DataError(f"{printable(word)}: no such file or folder")
+    return [Source(word, path)]
+
+
+def _walk(folder: Path, everything: bool, left_out: dict[str, list[str]]) -> Iterator[Path]:
+    """Yield the regular files of a folder, sorted; links are not followed."""
+    files = None if everything else _git_files(folder)
+    for file in _all_files(folder, everything, left_out) if files is None else files:
+        if not everything and any(part.startswith(".") for part in file.relative_to(folder).parts):
+            left_out["hidden"].append(str(file))
+        elif file.is_symlink():
+            left_out["links"].append(str(file))
+        elif file.is_file():
+            yield file
+        elif file.exists() and not file.is_dir():
+            left_out["no regular file"].append(str(file))
+
+
+def _all_files(folder: Path, everything: bool, left_out: dict[str, list[str]]) -> Iterator[Path]:
+    """Yield every file of a folder, and the hidden folders that are not entered."""
+
+    def _refused(error: OSError) -> None:
+        raise unreadable(str(error.filename), error) from None
+
+    for parent, folders, files in os.walk(folder, onerror=_refused):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        hidden = [name for name in folders if name.startswith(".") and not everything]
+        folders[:] = sorted(set(folders) - set(hidden) - set(links))
+        yield from (Path(parent) / name for name in sorted([*files, *hidden, *links]))
+
+
+def git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes] | None:
+    """Run git in a folder, but no program that its configuration names; None without git.
+
+    Source: git-config(1), core.fsmonitor; git-diff(1), --no-ext-diff and --no-textconv.
+    """
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", "-c", "core.quotePath=false"]
+    try:
+        return subprocess.run([*command, *words], capture_output=True, check=False)
+    except OSError:
+        return None
+
+
+def _git_files(folder: Path) -> list[Path] | None:
+    """Return what git knows of a folder and does not ignore; None outside of a repository."""
+    process = git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if process is None or process.returncode:
+        return None
+    names = {os.fsdecode(name) for name in process.stdout.split(b"\0") if name}
+    ignored = None if names else git(folder, "check-ignore", "-q", ".")
+    if ignored and ignored.returncode == 0:  # but somebody asks for it by name
+        return None
+    return [folder / name for name in sorted(names)]
+
+
+@dataclass(frozen=True)
+class FileDiff:
+    """What a diff says about one file."""
+
+    name: str
+    text: str
+    added: str
+    removed: str
+
+
+def read_diff(revision: str, words: Sequence[str]) -> list[FileDiff]:
+    """Return the diff from a revision to the working tree, file by file.
+
+    Raises: RecipeError if there is no repository or no such revision.
+    """
+    if revision.startswith("-"):
+        raise RecipeError(f"--git-diff {revision}: not a revision, like HEAD or main~2")
+    options = ["--no-color", "--no-ext-diff", "--no-textconv"]
+    process = git(Path(), "diff", *options, revision, "--", *words)
+    if process is None:
+        raise RecipeError("--git-diff needs the program git")
+    if process.returncode:
+        reason = process.stderr.decode("utf-8", "replace").strip().split("\n")[0]
+        if "not a git repository" in reason.lower():
+            reason = "this folder is in no git repository"
+        raise RecipeError(f"--git-diff {revision}: {reason}")
+    listed = git(Path(), "diff", *options, "--name-only", "-z", revision, "--", *words)
+    names = [os.fsdecode(n) for n in (listed.stdout if listed else b"").split(b"\0") if n]
+    text = process.stdout.decode("utf-8", "replace")
+    # Inside a hunk every line begins with a space, a sign or a backslash.
+    starts = [0, *(at + 1 for at in _positions(text, "\ndiff --")), len(text)]
+    parts = [text[a:b] for a, b in itertools.pairwise(starts) if a < b]
+    if len(names) != len(parts):
+        names = [part.split("\n", 1)[0] for part in parts]
+    return [FileDiff(name, part, *_sides(part)) for name, part in zip(names, parts, strict=True)]
+
+
+def _positions(text: str, mark: str) -> Iterator[int]:
+    at = text.find(mark)
+    while at >= 0:
+        yield at
+        at = text.find(mark, at + 1)
+
+
+def _sides(part: str) -> tuple[str, str]:
+    """Return the lines that a file's diff adds, and those that it removes."""
+    _, mark, hunks = part.partition("\n@@")
+    lines = (mark + hunks).split("\n")
+    added = "".join(line[1:] + "\n" for line in lines if line.startswith("+"))
+    removed = "".join(line[1:] + "\n" for line in lines if line.startswith("-"))
+    return added, removed

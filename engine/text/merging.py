@@ -1,0 +1,236 @@
+"""Byte-pair encoding by rank: split a text into pieces, then merge the bytes of each.
+
+Most pieces are tokens as they are, most of the others were met before, and counting needs each
+distinct piece of a block only once. What is left is merged with a heap, so that a megabyte of one
+letter takes no longer than a megabyte of prose. Long texts go to tiktoken's Rust, if it is
+installed, with the same ranks and the same split.
+
+Source: Sennrich et al. 2016, arXiv:1508.07909; the order of merges is tiktoken's: the lowest rank
+first, the leftmost of equals.
+"""
+
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+from typing import Any
+
+from engine.errors import DataError
+from engine.text.cutting import BLOCK, blocks
+from engine.text.encodings import Encoding
+from engine.text.ranks import Ranks
+
+REMEMBERED = 1 << 17  # pieces whose tokens are kept
+MANY_PIECES = 1 << 13  # so many distinct pieces are worth a dictionary of all ranks
+LONG_PIECE = 1 << 15  # characters: so long a piece is worth a start of Rust
+LONG_TEXT = 1 << 21  # ASCII characters: so long a text is worth it too
+# tiktoken's Rust panics when a match goes back a million times, and one may go back three times for
+# each character: a megabyte of spaces or capitals is too much for it, a block never.
+TOO_LONG_FOR_RUST = 5 << 16
+BEYOND_ASCII = 4  # what other text takes longer to split
+
+
+def merge(piece: bytes, rank_of: Callable[[bytes], int | None]) -> list[int]:
+    """Return where the tokens of `piece` begin, and its end, in n log n time."""
+    size = len(piece)
+    after, before = list(range(1, size + 1)), list(range(-1, size - 1))
+    ranks = [rank_of(piece[i : i + 2]) for i in range(size - 1)]  # of a part and the next one
+    ranks.append(None)
+    heap = [(rank, i) for i, rank in enumerate(ranks) if rank is not None]
+    heapify(heap)
+    while heap:
+        rank, left = heappop(heap)
+        if ranks[left] != rank:
+            continue  # one of the two has been merged with another since
+        right = after[left]
+        end = after[left] = after[right]
+        ranks[right] = None
+        if end < size:
+            before[end] = left
+        for start in (before[left], left):
+            if start >= 0:
+                middle = after[start]
+                stop = after[middle] if middle < size else size
+                found = rank_of(piece[start:stop]) if middle < size else None
+                ranks[start] = found
+                if found is not None:
+                    heappush(heap, (found, start))
+    starts, at = [], 0
+    while at < size:
+        starts.append(at)
+        at = after[at]
+    return [*starts, size]
+
+
+class BytePairs:
+    """One encoding at work."""
+
+    def __init__(self, encoding: Encoding, ranks: Ranks) -> None:
+        """Use `ranks` for `encoding`; nothing is compiled or loaded before it is needed."""
+        self.encoding, self.ranks = encoding, ranks
+        self._rank_of: Callable[[bytes], int | None] = ranks.get
+        self._known: dict[str, list[int]] = {}
+        self._in_rust = False
+
+    def expect(self, characters: int) -> bool:
+        """Prepare for so much text in many streams; True if several threads may count at once.
+
+        Many small files are worth a start of Rust as one long file is.
+        """
+        self._in_rust = characters > LONG_TEXT and self.rust is not None
+        return self._in_rust
+
+    @cached_property
+    def _ascii_split(self) -> Callable[[str], list[str]]:
+        return re.compile(self.encoding.ascii_split).findall
+
+    @cached_property
+    def _split(self) -> Callable[[str], list[str]]:
+        import regex  # only text beyond ASCII needs it
+
+        return regex.compile(self.encoding.split).findall
+
+    @cached_property
+    def rust(self) -> Any:
+        """tiktoken's own encoder over our ranks, or None where it is not installed."""
+        return self._rust(self.encoding.split)
+
+    @cached_property
+    def _rust_merge(self) -> Any:
+        """The same for a text that is one piece."""
+        return self._rust("(?s:.+)")
+
+    def _rust(self, split: str) -> Any:
+        try:
+            from tiktoken import Encoding as Rust
+        except ImportError:
+            return None
+        name, ranks = self.encoding.name, self.ranks.mapping
+        return Rust(name, pat_str=split, mergeable_ranks=ranks, special_tokens={})
+
+    def split(self, text: str) -> list[str]:
+        """Return the pieces of `text`; together they are the text."""
+        return self._ascii_split(text) if text.isascii() else self._split(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, in which nothing is special."""
+        if _work(text) < LONG_TEXT:
+            return self._encode(text)
+        fast = self._encode_fast if self.rust is not None else self._encode
+        return [token for block in blocks([text], self.cut) for token in fast(block)]
+
+    def _encode_fast(self, text: str) -> list[int]:
+        if len(text) > TOO_LONG_FOR_RUST:
+            return self._encode(text)
+        return self.rust.encode_ordinary(scalar(text))
+
+    def _encode(self, text: str) -> list[int]:
+        pieces = self.split(scalar(text))
+        known = self._learn(set(pieces))
+        return [token for piece in pieces for token in known[piece]]
+
+    def _learn(self, pieces: Collection[str]) -> dict[str, list[int]]:
+        """Return the tokens of pieces that are known, `pieces` among them."""
+        if len(self._known) > REMEMBERED:
+            self._known = {}  # another thread may still read the old one
+        known = self._known
+        if len(known) + len(pieces) > MANY_PIECES:
+            self._rank_of = self.ranks.mapping.get
+        for piece in pieces:
+            if piece not in known:
+                known[piece] = self._tokens(piece)
+        return known
+
+    def _tokens(self, piece: str) -> list[int]:
+        data = piece.encode()
+        whole = self._rank_of(data)
+        if whole is not None:
+            return [whole]
+        if len(piece) > LONG_PIECE:
+            if self._rust_merge is not None:
+                return self._rust_merge.encode_ordinary(piece)
+            self._rank_of = self.ranks.mapping.get
+        bounds = merge(data, self._rank_of)
+        ranks = [self._rank_of(data[a:b]) for a, b in pairwise(bounds)]
+        return [rank for rank in ranks if rank is not None]
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens of `text`."""
+        return self._count(text) if len(text) < 2 * BLOCK else self.count_stream([text])
+
+    def count_stream(self, chunks: Iterable[str]) -> int:
+        """Return the number of tokens of the text that `chunks` are the parts of.
+
+        What goes on for long is left to Rust on all cores, if it is installed.
+        """
+        total = work = 0
+        stream = blocks(chunks, self.cut)
+        if self._in_rust:
+            return sum(len(self._encode_fast(block)) for block in stream)
+        for block in stream:
+            total += self._count(block)
+            work += _work(block)
+            if work > LONG_TEXT and self.rust is not None:
+                break
+        return total + sum(_on_all_cores(lambda block: len(self._encode_fast(block)), stream))
+
+    def _count(self, text: str) -> int:
+        pieces = Counter(self.split(scalar(text)))
+        known = self._learn(pieces)
+        return sum(times * len(known[piece]) for piece, times in pieces.items())
+
+    def lengths(self, text: str) -> list[int]:
+        """Return the number of bytes of each token of `text`."""
+        return self.ranks.lengths(self.encode(text))
+
+    def piece(self, token_id: int) -> bytes:
+        """Return the bytes of a token, of a special one its name."""
+        names = {i: name for name, i in self.encoding.special.items()}
+        if token_id in names:
+            return names[token_id].encode()
+        if not 0 <= token_id < self.ranks.size:
+            raise DataError(f"{token_id} is not a token id of {self.encoding.name}")
+        return self.ranks.token(token_id)
+
+    @property
+    def special(self) -> dict[str, int]:
+        """The special tokens, which no text encodes to."""
+        return self.encoding.special
+
+    @property
+    def cut(self) -> str:
+        """The places that no token spans."""
+        return self.encoding.cut
+
+
+def _work(text: str) -> int:
+    """Return how long splitting takes, in ASCII characters."""
+    return len(text) if text.isascii() else BEYOND_ASCII * len(text)
+
+
+def _on_all_cores(task: Callable[[str], int], blocks: Iterator[str]) -> Iterator[int]:
+    """Run a task that lets go of the interpreter on every block, a few blocks at a time."""
+    first = next(blocks, None)
+    if first is None:
+        return
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque([pool.submit(task, first)])
+        for block in blocks:
+            waiting.append(pool.submit(task, block))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        yield from (job.result() for job in waiting)
+
+
+def scalar(text: str) -> str:
+    """Join pairs of surrogates; those without a partner become U+FFFD, as tiktoken does it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -1,0 +1,607 @@
+"""`lm count-tokens` as scripts, hooks and people use it."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli.counting import number_of_tokens
+from cli.inputs import Reader
+from engine.errors import RecipeError
+from tests.cli.test_errors import failed
+from tests.conftest import ROOT, TEXT, Result, command_environment
+
+HELLO = "Hello, how are you today?"  # seven tokens in cl100k_base and in o200k_base
+CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there!"}]
+PRICES = """
+currency: USD
+as_of: 2026-10-01
+models:
+  gpt-5: {input: 1.25, cached_input: 0.125, output: 10}
+  gpt-4o: {input: 2.5, output: 10}
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """One cache for all tests: reading the ranks anew takes a second."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def lm(run, cache, monkeypatch):
+    """Run `lm count-tokens`; it must end with `code`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+    def call(*words: object, stdin: bytes = b"", code: int = 0, cwd=None) -> Result:
+        result = run("count-tokens", *words, stdin=stdin, cwd=cwd)
+        assert result.code == code, result
+        return result
+
+    return call
+
+
+def git(folder: Path, *words: str) -> None:
+    """Run git; a machine without it skips the test."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        env=os.environ | {"GIT_CONFIG_GLOBAL": os.devnull},
+    )
+
+
+def lines(result: Result) -> list[list[str]]:
+    return [line.split("\t") for line in result.out.splitlines()]
+
+
+# What a pipe gets
+
+
+def test_one_input_is_one_integer(lm, tmp_path):
+    (tmp_path / "a.txt").write_text(HELLO)
+    for words, stdin in ((["a.txt"], b""), (["--text", HELLO], b""), ([], HELLO.encode())):
+        result = lm(*words, "-m", "gpt-4", stdin=stdin)
+        assert result.out == "7\n" and result.err == ""
+    assert lm("-", "-m", "cl100k_base", stdin=b"The weather today is").out == "4\n"
+
+
+def test_the_default_model_is_said(lm):
+    assert "gpt-5 (o200k_base, exact)" in lm("--text", "x").err
+    assert lm("--text", "x", "-q").err == ""
+
+
+def test_several_files_and_models_are_lines(lm, tmp_path):
+    (tmp_path / "a").write_text(HELLO)
+    (tmp_path / "b").write_text(HELLO * 2)
+    assert lines(lm("a", "b", "-m", "gpt-4")) == [["7", "a"], ["14", "b"], ["21", "total"]]
+    both = lm("a", "-m", "gpt-4,gpt-5", "-m", "gpt-4o")
+    assert lines(both) == [["7", "gpt-4"], ["7", "gpt-5"], ["7", "gpt-4o"]]
+    assert ["7", "gpt-4", "a"] in lines(lm("a", "b", "-m", "gpt-4,gpt-5"))
+
+
+def test_an_estimate_is_never_naked(lm):
+    result = lm("--text", TEXT, "-m", "claude-opus-4-1")
+    assert re.search(r"claude-opus-4-1: estimated ± \d+ %", result.err)
+    found = json.loads(lm("--text", TEXT, "-m", "claude-opus-4-1", "--json").out)["models"][0]
+    assert found["class"] == "estimated" and found["low"] < found["tokens"] < found["high"]
+
+
+def test_empty_input_is_nought(lm, tmp_path):
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "folder").mkdir()
+    for words in ([], ["empty"], ["--text", ""], ["folder"]):
+        assert lm(*words).out == "0\n"
+
+
+def test_names_with_odd_letters_stay_on_their_line(lm, tmp_path):
+    (tmp_path / "a\nb").write_text("x")
+    (tmp_path / os.fsdecode(b"\xff\x1b[31m")).write_text("x")
+    shown = lm(".", "-m", "gpt-5")
+    assert {name for _, name in lines(shown)} == {"a\\nb", "\\xff\\x1b[31m", "total"}
+    names = [row["name"] for row in json.loads(lm(".", "--json").out)["inputs"]]
+    assert sorted(names) == ["\\xff\x1b[31m", "a\nb"]
+
+
+# What is counted
+
+
+@given(st.binary(max_size=60), st.integers(1, 7))
+def test_any_bytes_in_any_blocks_read_as_python_decodes_them(data, size):
+    import io
+
+    import cli.inputs
+
+    before, cli.inputs.BLOCK = cli.inputs.BLOCK, size
+    try:
+        reader = Reader("x", io.BytesIO(data), refuse_binary=False)
+        text = "".join(reader)
+    finally:
+        cli.inputs.BLOCK = before
+    assert text == data.decode("utf-8", "replace") and reader.bytes == len(data)
+    assert reader.replaced == text.count("\ufffd") - data.count("\ufffd".encode())
+
+
+def test_a_long_stream_counts_as_the_whole(lm, tmp_path):
+    text = (TEXT + "Grüße an 你好 👋\n") * 120
+    (tmp_path / "long").write_text(text)
+    assert len(text.encode()) > 1 << 20
+    once = int(lm("--text", TEXT + "Grüße an 你好 👋\n").out)
+    assert int(lm("long").out) == int(lm(stdin=text.encode()).out) == 120 * once
+
+
+def test_many_files_at_once_count_as_one_by_one(lm, tmp_path):
+    """Five megabytes in small files are counted in Rust by several threads."""
+    (tmp_path / "d").mkdir()
+    for number in range(24):
+        (tmp_path / "d" / f"{number:02}").write_text(f"Grüße {number}\n" * 17_000)
+    found = lines(lm("d"))[:-1]
+    for number in (0, 7, 23):
+        tokens, name = found[number]
+        assert lm(name).out == f"{tokens}\n" and int(tokens) > 50_000
+    assert len({tokens for tokens, _ in found}) <= 3
+
+
+def test_bytes_that_are_not_utf8_are_counted_and_said(lm, tmp_path):
+    (tmp_path / "bad").write_bytes(b"\xffa\x80")
+    result = lm("bad")
+    assert (
+        result.out == lm("--text", "\ufffda\ufffd").out and "2 places are not UTF-8" in result.err
+    )
+
+
+def test_folders_are_read_as_git_sees_them(lm, tmp_path):
+    git(tmp_path, "init", "-q")
+    for name in ("kept.py", "new.py", "ignored.log", ".env", "sub/deep.py", "build/out.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    (tmp_path / ".gitignore").write_text("*.log\nbuild/\n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0")
+    git(tmp_path, "add", "kept.py")
+    found = json.loads(lm(".", "--json").out)
+    assert [row["name"] for row in found["inputs"]] == ["kept.py", "new.py", "sub/deep.py"]
+    assert found["left_out"] == {"hidden": [".env", ".gitignore"], "binary": ["picture.png"]}
+    assert "1 binary (picture.png)" in lm(".").err
+    everything = {row["name"] for row in json.loads(lm(".", "--all", "--json").out)["inputs"]}
+    assert {".env", "ignored.log", "build/out.py", "kept.py"} <= everything
+    # What is named is counted, ignored or not.
+    assert len(lines(lm("build", "ignored.log"))) == 3
+
+
+def test_links_and_devices_in_folders_are_left_out_and_said(lm, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text("x")
+    (tmp_path / "d" / "loop").symlink_to(".")
+    (tmp_path / "d" / "twin").symlink_to("a")
+    os.mkfifo(tmp_path / "d" / "pipe")
+    result = lm("d")
+    assert result.out == "1\n" and "2 links" in result.err and "1 no regular file" in result.err
+    assert "named twice (d/twin)" in lm("d/a", "d/twin").err
+
+
+def test_the_configuration_of_a_repository_runs_nothing(lm, tmp_path):
+    """A repository from elsewhere may name programs for git to run."""
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / ".gitattributes").write_text("*.txt diff=evil\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "x")
+    trap = f"touch {tmp_path}/ran; cat"
+    for key in ("core.fsmonitor", "diff.external", "diff.evil.textconv", "diff.evil.command"):
+        git(tmp_path, "config", key, trap)
+    (tmp_path / "a.txt").write_text("two\n")
+    lm(".")
+    lm("--git-diff", "HEAD")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_globs_and_names_that_lead_nowhere(lm, tmp_path):
+    (tmp_path / "src").mkdir()
+    for name in ("a.py", "src/b.py", "src/c.md"):
+        (tmp_path / name).write_text("x")
+    assert [row[1] for row in lines(lm("**/*.py"))] == ["a.py", "src/b.py", "total"]
+    failed(lm("*.zip", code=3), 3, "no file matches")
+    failed(lm("nowhere", code=3), 3, "nowhere", "no such file")
+    (tmp_path / "b").write_bytes(b"\0")
+    failed(lm("b", code=3), 3, "b: a binary file")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that refuses")
+def test_an_unreadable_file_does_not_stop_the_others(lm, tmp_path):
+    """The first page of a process's memory refuses to be read, by anybody."""
+    (tmp_path / "a").write_text(HELLO)
+    result = lm("a", "/proc/self/mem", code=3)
+    assert lines(result) == [["7", "a"], ["7", "total"]]
+    assert "error: /proc/self/mem: cannot be read" in result.err
+    failed(lm("/proc/self/mem", code=3), 3, "cannot be read")
+
+
+def test_a_diff_by_file(lm, tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a b.py").write_text("one = 1\n")
+    (tmp_path / "c.py").write_text("two = 2\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "x")
+    (tmp_path / "a b.py").write_text("one = 1\n-- three\n")
+    (tmp_path / "c.py").unlink()
+    text = subprocess.run(["git", "diff", "HEAD"], cwd=tmp_path, capture_output=True, check=True)
+    found = json.loads(lm("--git-diff", "HEAD", "--json", "-m", "gpt-5").out)
+    assert found["models"][0]["tokens"] == int(lm(stdin=text.stdout).out)
+    first, second = found["inputs"]
+    assert (first["name"], second["name"]) == ("a b.py", "c.py")
+    assert first["added"]["gpt-5"] == int(lm("--text", "-- three\n").out) > 0
+    assert first["removed"]["gpt-5"] == 0 < second["removed"]["gpt-5"]
+    git(tmp_path, "checkout", "-q", ".")
+    assert lm("--git-diff", "HEAD").out == "0\n"
+    failed(lm("--git-diff", "nothing", code=2), 2, "nothing")
+    failed(lm("--git-diff=--output=x", code=2), 2, "not a revision")
+
+
+def test_special_looking_text(lm, tmp_path):
+    text = "a<|endoftext|>b"
+    plain = lm("--text", text, "-m", "gpt-5")
+    assert int(plain.out) > 3 and "1 special-looking span" in plain.err
+    assert lm("--text", text, "--special", "parse").out == "3\n"
+    failed(lm("--text", text, "--special", "error", code=3), 3, "<|endoftext|>")
+    (tmp_path / "long").write_text("x" * ((1 << 20) - 5) + "<|endoftext|>" * 3)
+    assert "3 special-looking spans" in lm("long").err, "one lies across two blocks"
+
+
+# Conversations
+
+
+def test_conversations_by_the_published_frame(lm, tmp_path):
+    """Fifteen and seventeen tokens, the figures of AgentOps-AI/tokencost for these messages."""
+    named = [{**CHAT[0], "name": "John"}, CHAT[1]]
+    (tmp_path / "r.jsonl").write_text(json.dumps(CHAT) + "\n" + json.dumps({"messages": named}))
+    assert lm("--chat", "r.jsonl", "-m", "gpt-4").out == "32\n"
+    rows = [json.loads(line) for line in lm("--chat", "r.jsonl", "--jsonl").out.splitlines()]
+    assert [row["tokens"]["gpt-5"] for row in rows] == [15, 17]
+    model = json.loads(lm("--chat", "r.jsonl", "--json").out)["models"][0]
+    assert model["class"] == "frame rule"
+    assert sum(part["tokens"] for part in model["parts"]) == model["tokens"]
+    (tmp_path / "one.json").write_text(json.dumps({"messages": CHAT}, indent=2))
+    assert lm("--chat", "one.json").out == "15\n"
+
+
+def test_what_is_not_known_of_a_conversation_is_said(lm, tmp_path):
+    picture = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    (tmp_path / "r").write_text(json.dumps([{"role": "user", "content": [picture]}]))
+    result = lm("--chat", "r", "-m", "gpt-4o")
+    assert "at least" in result.err and "images" in result.err
+    parts = json.loads(lm("--chat", "r", "--json", "-m", "gpt-4o").out)["models"][0]["parts"]
+    assert {"part": "images", "tokens": None, "class": "unknown"} in parts
+    cost = json.loads(lm("--chat", "r", "--json", "-m", "gpt-4o", "--cost").out)["costs"][0]
+    assert cost["not_counted"] == ["images"]
+
+
+def test_a_checkpoint_counts_with_its_own_template(lm, tmp_path, tokenizer):
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    folder = tmp_path / "checkpoints" / "mine"
+    folder.mkdir(parents=True)
+    tokenizer.save(folder, 64)
+    (folder / "chat_template.jinja").write_text(template)
+    (tmp_path / "r").write_text(json.dumps(CHAT))
+    model = json.loads(lm("--chat", "r", "-m", "mine", "--json").out)["models"][0]
+    words = "".join(f"\x00{m['role']}\n{m['content']}\x00\n" for m in CHAT).split("\x00")
+    assert model["tokens"] == 4 + sum(len(tokenizer.encode(word)) for word in words)
+    assert model["class"] == "exact"
+
+
+def test_bad_conversations_name_their_line(lm, tmp_path):
+    (tmp_path / "r").write_text(json.dumps(CHAT) + "\n\n[{}]\n")
+    failed(lm("--chat", "r", code=3), 3, "r:3", 'no "role"')
+    (tmp_path / "r").write_text(json.dumps(CHAT) + "\n{]\n")
+    failed(lm("--chat", "r", code=3), 3, "r:2", "not valid JSON")
+    (tmp_path / "r").write_text("[" * 100_000)
+    failed(lm("--chat", "r", code=3), 3, "r:1", "not valid JSON")
+
+
+# Money
+
+
+@pytest.fixture
+def prices(tmp_path) -> list[object]:
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    return ["--price-file", "prices.yaml"]
+
+
+def test_costs_by_hand_the_cheapest_first(lm, prices):
+    words = ["--text", HELLO, "-m", "gpt-4o,gpt-5", "--cost", "--output-tokens", "1k", *prices]
+    result = lm(*words)
+    assert [(row[0], Decimal(row[1]), row[2]) for row in lines(result)] == [
+        ("7", Decimal("0.01000875"), "gpt-5"),
+        ("7", Decimal("0.0100175"), "gpt-4o"),
+    ]
+    assert "prices.yaml" in result.err and "2026-10-01" in result.err
+    cached = json.loads(lm(*words, "--cached", 5, "--json").out)["costs"][0]
+    assert {line["kind"]: line["tokens"] for line in cached["lines"]} == {
+        "input": 2,
+        "cached_input": 5,
+        "output": 1000,
+    }
+    assert cached["total_usd"] == "0.010003125"
+
+
+def test_a_model_too_small_comes_after_those_that_fit(lm):
+    rows = lines(lm("--text", "hello " * 9000, "-m", "gpt-4,gpt-4o", "--cost"))
+    assert [row[2:] for row in rows] == [["gpt-4o"], ["gpt-4", "does not fit"]]
+
+
+def test_each_request_is_priced_alone(lm, tmp_path, prices):
+    (tmp_path / "r").write_text((json.dumps(CHAT) + "\n") * 3)
+    words = ["--chat", "r", "-m", "gpt-5", "--cost", "--output-tokens", 100, "--json", *prices]
+    cost = json.loads(lm(*words).out)["costs"][0]
+    assert cost["requests"] == 3 and cost["input_tokens"] == 45
+    assert Decimal(cost["total_usd"]) == (45 * Decimal("1.25") + 300 * 10) / 10**6
+
+
+def test_reported_usage_bills_cached_tokens_once(lm, tmp_path, prices):
+    usage = {
+        "prompt_tokens": 1000,
+        "completion_tokens": 100,
+        "prompt_tokens_details": {"cached_tokens": 800},
+    }
+    answer = {"model": "gpt-5", "usage": usage}
+    (tmp_path / "u.jsonl").write_text(
+        json.dumps(answer) + "\n" + json.dumps({"response": {"body": answer}}) + "\n"
+    )
+    once = (200 * Decimal("1.25") + 800 * Decimal("0.125") + 100 * 10) / 10**6
+    [[tokens, dollars, model]] = lines(lm("--usage", "u.jsonl", *prices))
+    assert (tokens, Decimal(dollars), model) == ("2000", 2 * once, "gpt-5")
+    (tmp_path / "bare.json").write_text(json.dumps(usage, indent=1))
+    assert Decimal(lines(lm("--usage", "bare.json", "-m", "gpt-5", *prices))[0][1]) == once
+    failed(lm("--usage", "bare.json", *prices, code=3), 3, 'names no "model"')
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [("8000", 8000), ("200_000", 200_000), ("128k", 128_000), ("4K", 4096), ("1.5k", 1500)],
+)
+def test_numbers_of_tokens(word, number):
+    assert number_of_tokens(word, "--budget") == number
+    with pytest.raises(RecipeError, match="--budget"):
+        number_of_tokens(word + "x", "--budget")
+
+
+def test_a_budget_is_a_gate(lm, tmp_path):
+    (tmp_path / "a").write_text(HELLO)
+    (tmp_path / "b").write_text(HELLO * 3)
+    assert lm("a", "b", "--budget", 28).out.endswith("28\ttotal\n")
+    over = lm("a", "b", "--budget", 27, code=6)
+    assert over.out.endswith("28\ttotal\n"), "the answer is there all the same"
+    assert "1 over the budget of 27" in over.err and "b 21, a 7" in over.err
+    # An estimate is held to its upper end.
+    tokens = int(lm("b", "-m", "claude-opus-4-1").out)
+    assert "up to" in lm("b", "-m", "claude-opus-4-1", "--budget", tokens, code=6).err
+
+
+@pytest.mark.parametrize("strategy", ["head", "tail", "middle"])
+def test_what_is_cut_counts_at_most_the_limit(lm, strategy):
+    text = ("Grüße an 你好 👋🏽 internationalisation, " * 20).encode()
+    for limit in (1, 7, 50, 10_000):
+        words = ["-", "--fit-to", limit, "--strategy", strategy, "-m", "gpt-5", "-q"]
+        kept = lm(*words, stdin=text).out.encode()
+        assert int(lm(stdin=kept).out) <= limit
+        assert kept == text or (limit < 10_000 and len(kept) < len(text))
+
+
+def test_chunks_cover_the_text(lm, tmp_path):
+    (tmp_path / "book.txt").write_text(TEXT)
+    result = lm("book.txt", "--split", 100, "-o", "parts")
+    assert result.out == "parts\n"
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert parts[0].name == "book-0001.txt" and len(parts) > 5
+    assert "".join(part.read_text() for part in parts) == TEXT
+    assert all(int(row[0]) <= 100 for row in lines(lm("parts"))[:-1])
+    failed(lm("book.txt", "--split", 100, "-o", "parts", code=2), 2, "not empty")
+    rows = [json.loads(line) for line in lm("book.txt", "--split", "100").out.splitlines()]
+    assert [row["text"] for row in rows] == [part.read_text() for part in parts]
+
+
+def test_nothing_that_is_asked_is_ignored(lm):
+    for words, said in (
+        (["--chat", "r", "--fit-to", 5], "--fit-to and --chat"),
+        (["--text", "x", "--split", 5, "--budget", 5], "--split and --budget"),
+        (["--usage", "u", "--by", "ext"], "--usage and --by"),
+        (["--text", "x", "--cached", 5], "--cached does nothing without --cost"),
+        (["--text", "x", "-o", "there"], "-o does nothing without --split"),
+        (["--chat", "r", "--special", "parse"], "--special and --chat"),
+        (["--text", "x", "--json", "--jsonl"], "--json and --jsonl"),
+    ):
+        failed(lm(*words, code=2), 2, said)
+
+
+def test_what_does_not_go_together(lm):
+    failed(lm("--text", "x", "--chat", "y", code=2), 2, "--text and --chat")
+    failed(lm("--text", "x", "--fit-to", 5, "-m", "gpt-4,gpt-5", code=2), 2, "one -m")
+    failed(lm("--text", "x", "-m", "gtp-5", code=2), 2, "gpt-5")
+    failed(lm("--text", "x", "--split", 5, "--overlap", 5, code=2), 2, "overlap")
+
+
+# The table, the process
+
+
+def test_groups_and_the_largest(lm, tmp_path):
+    for name in ("a/x.py", "a/y.md", "b/z.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(HELLO)
+    assert lines(lm(".", "--by", "ext")) == [["14", ".py"], ["7", ".md"], ["21", "total"]]
+    assert lines(lm(".", "--by", "folder"))[0] == ["14", "a"]
+    assert lines(lm(".", "--top", 1))[1:] == [["14", "(2 more)"], ["21", "total"]]
+
+
+def on_a_terminal(folder: Path, cache: Path, *words: str) -> str:
+    """Return what a terminal of 80 columns shows."""
+    import pty
+
+    controller, terminal = pty.openpty()
+    environment = command_environment(folder) | {"XDG_CACHE_HOME": str(cache), "TERM": "xterm"}
+    command = [sys.executable, "-m", "cli.main", "count-tokens", *words]
+    with subprocess.Popen(
+        command, cwd=folder, stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+    ):
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                block = os.read(controller, 4096)
+            except OSError:  # how Linux says that nobody writes any more
+                break
+            if not block:
+                break
+            shown += block
+    os.close(controller)
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")
+
+
+def test_a_table_on_a_terminal_keeps_to_its_width(cache, tmp_path):
+    (tmp_path / ("long" * 30 + ".py")).write_text(HELLO)
+    (tmp_path / "b[bold].py").write_text(HELLO)
+    shown = on_a_terminal(tmp_path, cache, ".", "-m", "gpt-5,gpt-4,claude-opus-4-1")
+    assert max(map(len, shown.splitlines())) <= 80, shown
+    for part in ("o200k_base", "cl100k_base", "estimated ±", "b[bold].py", "50.0 %", "total"):
+        assert part in shown, shown
+    shown = on_a_terminal(tmp_path, cache, "b[bold].py", "-m", "gpt-5,gpt-4", "--cost")
+    assert "exact" in shown and "USD" in shown and "prices:" in shown
+
+
+def process(folder: Path, cache: Path, words: list[str], **options):
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", "count-tokens", *words],
+        cwd=folder,
+        env=command_environment(folder) | {"XDG_CACHE_HOME": str(cache)},
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def test_nobody_reads_or_the_disk_is_full(cache, tmp_path):
+    (tmp_path / "a").write_text(HELLO)
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = process(tmp_path, cache, ["a", "-q"], stdout=writer)
+    os.close(writer)
+    assert ended.returncode == 141 and ended.stderr == b""
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("wb") as full:
+            ended = process(tmp_path, cache, ["a", "-q"], stdout=full)
+        assert ended.returncode == 4 and b"No space left" in ended.stderr
+
+
+def test_counting_is_cold_and_opens_no_socket(cache, tmp_path):
+    """In a process of its own, where a socket is an error; the control wants a price."""
+    (tmp_path / "a").write_text(HELLO)
+    probe = (
+        "import socket, sys\n"
+        "class Refusing(socket.socket):\n"
+        "    def __init__(self, *a, **k): raise AssertionError('a socket')\n"
+        "socket.socket = Refusing\n"
+        "from cli.main import main\n"
+        "try: main(['count-tokens', 'a', *sys.argv[1:]])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'rich', 'tokenizers', 'genai_prices', 'regex'}\n"
+        "try: socket.create_connection(('127.0.0.1', 9))\n"
+        "except AssertionError: print('sockets are refused')\n"
+        "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))\n"
+    )
+    environment = command_environment(tmp_path) | {"XDG_CACHE_HOME": str(cache)}
+    for words, loaded in (([], "[]"), (["--cost"], "'genai_prices'")):
+        ended = subprocess.run(
+            [sys.executable, "-c", probe, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert loaded in ended.stdout.splitlines()[-1]
+        assert "sockets are refused" in ended.stdout, "the control"
+
+
+# The documents
+
+
+def gallery() -> list[str]:
+    """The commands of the README's section on counting."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Counting tokens")[1]
+    rows = section.split("```sh\n")[1].split("```")[0].splitlines()
+    return [re.sub(r"\s{2,}#.*| # .*", "", row) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A small project with everything that the gallery names."""
+    folder = tmp_path_factory.mktemp("project")
+    git(folder, "init", "-q")
+    for name in ("src", "docs", "bin"):
+        (folder / name).mkdir()
+    for name in ("prompt.md", "AGENTS.md", "src/a.py", "docs/a.md"):
+        (folder / name).write_text(f"# {name}\n{HELLO}\n")
+    (folder / "book.txt").write_text(TEXT)
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "x")
+    (folder / "src/a.py").write_text("changed = True\n")
+    (folder / "requests.jsonl").write_text(json.dumps({"messages": CHAT}) + "\n")
+    usage = {"prompt_tokens": 100, "completion_tokens": 10}
+    (folder / "answers.jsonl").write_text(json.dumps({"model": "gpt-5", "usage": usage}) + "\n")
+    lm = folder / "bin" / "lm"
+    lm.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m cli.main "$@"\n')
+    lm.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("line", gallery())
+def test_the_gallery_runs(line, project, cache):
+    shutil.rmtree(project / "parts", ignore_errors=True)
+    environment = command_environment(project) | {"XDG_CACHE_HOME": str(cache)}
+    environment["PATH"] = f"{project / 'bin'}:{environment['PATH']}"
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"],
+        cwd=project,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode in ((0, 141) if "| head" in line else (0,)), ended
+    assert ended.stdout and "Traceback" not in ended.stderr
+    if "head -1" in line:
+        assert ended.stdout.split()[2] == "gpt-5-mini"
+
+
+def test_the_gallery_shows_what_it_should():
+    text = "\n".join(gallery())
+    for part in (
+        "git diff | lm",
+        "--budget",
+        "--split",
+        "--usage",
+        "--chat",
+        "head -1",
+        "--compare",
+    ):
+        assert part in text
+    assert len(gallery()) > 9
