@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from engine.errors import DataError
@@ -157,24 +157,21 @@ class BytePairs:
 
     def count(self, text: str) -> int:
         """Return the number of tokens of `text`."""
-        if _work(text) < LONG_TEXT or self.rust is None:
-            return self.count_stream([text])
-        return sum(self._on_all_cores(blocks([text], self.cut)))
+        return self.count_stream([text])
 
     def count_stream(self, chunks: Iterable[str]) -> int:
         """Return the number of tokens of the text that `chunks` are the parts of.
 
-        What goes on for long is left to Rust on all cores, if it is installed.
+        What turns out to be long is left to Rust on all cores, if it is installed.
         """
         stream = blocks(chunks, self.cut)
-        total = work = 0
-        while work < LONG_TEXT or self.rust is None:
-            block = next(stream, None)
-            if block is None:
-                return total
-            total += self._count(block)
+        first, work = [], 0
+        while work < LONG_TEXT and (block := next(stream, None)) is not None:
+            first.append(block)
             work += _work(block)
-        return total + sum(self._on_all_cores(stream))
+        everything = chain(first, stream)
+        fast = work >= LONG_TEXT and self.rust is not None
+        return sum(self._on_all_cores(everything) if fast else map(self._count, everything))
 
     def _on_all_cores(self, stream: Iterator[str]) -> Iterator[int]:
         """Count blocks in Rust, which lets other threads run, a few blocks at a time."""
