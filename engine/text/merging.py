@@ -13,24 +13,25 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from engine.errors import DataError
-from engine.text.cutting import BLOCK, blocks
+from engine.text.cutting import blocks
 from engine.text.encodings import Encoding
 from engine.text.ranks import Ranks
 
 REMEMBERED = 1 << 17  # pieces whose tokens are kept
 MANY_PIECES = 1 << 13  # so many distinct pieces are worth a dictionary of all ranks
 LONG_PIECE = 1 << 15  # characters: so long a piece is worth a start of Rust
-LONG_TEXT = 1 << 21  # ASCII characters: so long a text is worth it too
+LONG_TEXT = 3 << 19  # ASCII characters: so long a text is worth it too
 # tiktoken's Rust panics when a match goes back a million times, and one may go back three times for
 # each character: a megabyte of spaces or capitals is too much for it, a block never.
 TOO_LONG_FOR_RUST = 5 << 16
+PART = 1 << 10  # characters: where text is mixed, parts of it may still be ASCII
 BEYOND_ASCII = 4  # what other text takes longer to split
 
 
@@ -114,7 +115,12 @@ class BytePairs:
 
     def split(self, text: str) -> list[str]:
         """Return the pieces of `text`; together they are the text."""
-        return self._ascii_split(text) if text.isascii() else self._split(text)
+        if text.isascii():
+            return self._ascii_split(text)
+        pieces: list[str] = []
+        for part in blocks([text], self.cut, PART):
+            pieces += self._ascii_split(part) if part.isascii() else self._split(part)
+        return pieces
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, in which nothing is special."""
@@ -160,23 +166,34 @@ class BytePairs:
 
     def count(self, text: str) -> int:
         """Return the number of tokens of `text`."""
-        return self._count(text) if len(text) < 2 * BLOCK else self.count_stream([text])
+        return self.count_stream([text])
 
     def count_stream(self, chunks: Iterable[str]) -> int:
         """Return the number of tokens of the text that `chunks` are the parts of.
 
-        What goes on for long is left to Rust on all cores, if it is installed.
+        What turns out to be long is left to Rust on all cores, if it is installed.
         """
-        total = work = 0
         stream = blocks(chunks, self.cut)
-        if self._in_rust:
+        if self._in_rust:  # other threads are at other texts
             return sum(len(self._encode_fast(block)) for block in stream)
-        for block in stream:
-            total += self._count(block)
+        first, work = [], 0
+        while work < LONG_TEXT and (block := next(stream, None)) is not None:
+            first.append(block)
             work += _work(block)
-            if work > LONG_TEXT and self.rust is not None:
-                break
-        return total + sum(_on_all_cores(lambda block: len(self._encode_fast(block)), stream))
+        everything = chain(first, stream)
+        fast = work >= LONG_TEXT and self.rust is not None
+        return sum(self._on_all_cores(everything) if fast else map(self._count, everything))
+
+    def _on_all_cores(self, stream: Iterator[str]) -> Iterator[int]:
+        """Count blocks in Rust, which lets other threads run, a few blocks at a time."""
+        workers = os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque[Future[int]] = deque()
+            for block in stream:
+                waiting.append(pool.submit(lambda text: len(self._encode_fast(text)), block))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            yield from (job.result() for job in waiting)
 
     def _count(self, text: str) -> int:
         pieces = Counter(self.split(scalar(text)))
@@ -210,21 +227,6 @@ class BytePairs:
 def _work(text: str) -> int:
     """Return how long splitting takes, in ASCII characters."""
     return len(text) if text.isascii() else BEYOND_ASCII * len(text)
-
-
-def _on_all_cores(task: Callable[[str], int], blocks: Iterator[str]) -> Iterator[int]:
-    """Run a task that lets go of the interpreter on every block, a few blocks at a time."""
-    first = next(blocks, None)
-    if first is None:
-        return
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque([pool.submit(task, first)])
-        for block in blocks:
-            waiting.append(pool.submit(task, block))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        yield from (job.result() for job in waiting)
 
 
 def scalar(text: str) -> str:
