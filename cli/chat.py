@@ -20,13 +20,18 @@ from engine.recipe import convert, nearest
 from engine.text.chat import check_messages
 
 HELP = """\
-/help              this list            /reset             forget the conversation
-/undo              take back a turn     /retry             answer again, differently
-/system TEXT       set the instruction, forget the rest
+/help              this list
+/reset             forget the conversation
+/undo              take back a turn
+/retry             answer again, differently
+/system [TEXT]     show the instruction; or set it, and forget the rest
 /set KEY=VALUE     temperature top_k top_p min_p repetition_penalty max_tokens
-/context           tokens used          /show              the exact prompt and its ids
-/save FILE         write as JSON        /load FILE         read it back
-/quit              leave (or Ctrl-D)    \\ at a line's end  the message goes on
+/context           tokens used
+/show              the exact prompt and its ids
+/save FILE         write as JSON
+/load FILE         read it back
+/quit              leave (or Ctrl-D)
+\\ at a line's end  the message goes on
 Ctrl-C stops an answer and keeps what was said."""
 
 
@@ -52,9 +57,11 @@ class Chat:
         }
 
     def talk(self, lines: Iterator[str]) -> None:
-        """Answer every line until there are no more, or /quit."""
+        """Answer a question left open, then every line until there are no more, or /quit."""
+        if self.session.messages and self.session.messages[-1]["role"] == "user":
+            self._answer()
         for line in lines:
-            if line.strip() in ("/quit", "/exit"):
+            if line.split()[:1] in (["/quit"], ["/exit"]):
                 return
             if not line.strip():
                 continue
@@ -152,8 +159,12 @@ class Chat:
             raise
 
     def _system(self, text: str) -> None:
-        self.session.messages[:] = [{"role": "system", "content": text}] if text else []
-        say("set; the conversation begins anew" if text else "removed")
+        first = self.session.messages[:1]
+        if text:
+            self.session.messages[:] = [{"role": "system", "content": text}]
+            say("set; the conversation begins anew")
+        else:
+            say(first[0]["content"] if first and first[0]["role"] == "system" else "none is set")
 
     def _set(self, text: str) -> None:
         """Change a sampling setting."""
@@ -165,7 +176,8 @@ class Chat:
         try:
             number = convert(json.loads(value), fields[key])
         except ValueError as error:
-            raise RecipeError(f"/set {key}: {value.strip()!r} {error}") from None
+            why = "is not a number" if isinstance(error, json.JSONDecodeError) else error
+            raise RecipeError(f"/set {key}: {value.strip()!r} {why}") from None
         self.session.settings = dataclasses.replace(self.session.settings, **{key: number})
         say(f"{key} = {number}")
 

@@ -92,7 +92,7 @@ def print_shown(shown: Shown) -> None:
         out(f"  {name:<10} {number:>12,}  {number / total:6.1%}")
     out(f"weights    {size(shown.weight_bytes)}, {shown.stored}")
     out(
-        f"cost       {count(train_flops(config, config.max_seq_len))}FLOP to train a token,"
+        f"cost       {count(train_flops(config, config.max_seq_len))} FLOP to train a token,"
         f" {size(kv_bytes_per_token(config))} of fp32 cache per token"
     )
     facts = tokenizer_facts(shown.folder)

@@ -38,7 +38,7 @@ class InputError(EngineError):
         """Return the message on one line of bearable length, whatever it quotes from the file."""
         text = super().__str__()
         if len(text) > LONGEST:  # the beginning says where, the end what to do
-            text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+            text = f"{text[: LONGEST // 2]} … {text[3 - LONGEST // 2 :]}"
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

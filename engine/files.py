@@ -1,6 +1,7 @@
 """Writing to disk so that a crash leaves the old content or the new, never half of it."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -10,12 +11,38 @@ from pathlib import Path
 from engine.errors import ResourceError
 
 
+def beside(path: Path) -> Path:
+    """Name what is to become `path`, in the same folder and for this process alone.
+
+    What a killed process left there under such a name is cleared.
+    """
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = old.name.split(".")[-2]
+        if number.isdigit() and not _runs(int(number)):
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _runs(process: int) -> bool:
+    """Tell whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace a small file in one step: write beside it, flush to disk, rename.
 
     Raises: ResourceError if the disk refuses; the old content stays.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = beside(path)
     try:
         temporary.write_text(text, encoding="utf-8")
         flush(temporary)
@@ -33,7 +60,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
     Raises: ResourceError if the disk refuses.
     """
-    temporary = out.parent / f".{out.name}.tmp"
+    temporary = beside(out)
     absent = [parent for parent in out.parents if not os.path.lexists(parent)]
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -55,7 +82,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 def point(link: Path, target: str) -> None:
     """Make `link` a symbolic link to `target` in one step, replacing what it pointed to."""
-    temporary = link.with_name(f".{link.name}.tmp")
+    temporary = beside(link)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     os.replace(temporary, link)

@@ -46,6 +46,11 @@ def read_manifest(folder: Path, hash_up_to: float = 64e6) -> dict[str, Any]:
 
     Raises: CheckpointError naming the file that is missing, cut short or changed.
     """
+    if not (folder / "manifest.json").exists():
+        raise CheckpointError(
+            f"{folder}: no manifest.json; a model of another program is brought in with"
+            f" `lm import {folder} -o checkpoints/NAME`"
+        )
     manifest = read_json(folder / "manifest.json")
     if not _is_manifest(manifest):
         raise CheckpointError(f"{folder}/manifest.json: not a manifest; use another checkpoint")

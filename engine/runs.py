@@ -32,6 +32,8 @@ def find(name: str, root: Path, holding: str = "config.json") -> Path:
         for candidate in (base, base / "best", base / "last"):
             if os.path.isfile(candidate / holding):
                 return candidate
+    if name.endswith(".gguf") and os.path.isfile(name):
+        raise CheckpointError(f"{name}: not imported yet; lm import {name} -o checkpoints/NAME")
     names = list_runs(root)
     there = f"there are: {', '.join(names)}" if names else "train one with `lm train stdlib`"
     raise CheckpointError(f"no checkpoint {name} (looked in . and {root}/); {there}")
@@ -44,7 +46,8 @@ def list_runs(root: Path) -> list[str]:
     return sorted(
         path.name
         for path in root.iterdir()
-        if any((path / part / "config.json").is_file() for part in ("", "last", "best"))
+        if not path.name.startswith(".")
+        and any((path / part / "config.json").is_file() for part in ("", "last", "best"))
     )
 
 

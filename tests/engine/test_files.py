@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,7 +120,9 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         assert not out.exists()
         raise RuntimeError
     assert list(tmp_path.iterdir()) == [], "not even the folders on the way"
-    (tmp_path / "on" / "the way" / ".out.tmp" / "left").mkdir(parents=True)
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    (tmp_path / "on" / "the way" / f".out.{killed.pid}.tmp" / "left").mkdir(parents=True)
     with whole_folder(out) as folder:
         assert list(folder.iterdir()) == [], "what a killed process left is gone"
         (folder / "whole").write_text("x")
@@ -137,3 +141,16 @@ def test_a_message_about_a_file_is_one_line_whatever_the_file_says():
     error = InputError("x: the key 'a\nerror: b\x1b[2J\ud800' is not known" + "y" * 5000)
     assert str(error).isprintable() and len(str(error)) < 1100
     assert str(error).startswith(r"x: the key 'a\nerror: b\x1b[2J\ud800' is")
+
+
+def test_two_processes_do_not_write_into_each_other(tmp_path, monkeypatch):
+    """Both make the same folder at once: the first to end has it, whole; the other is told."""
+    with pytest.raises(ResourceError, match="out: cannot be written"):
+        with whole_folder(tmp_path / "out") as ours:
+            (ours / "a").write_text("ours")
+            monkeypatch.setattr(os, "getpid", os.getppid)
+            with whole_folder(tmp_path / "out") as theirs:
+                assert theirs != ours
+                (theirs / "a").write_text("theirs")
+    assert (tmp_path / "out" / "a").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import RecipeError, ResourceError
-from engine.files import flush
+from engine.files import beside, flush
 from engine.interop.gguf.reader import ALIGNMENT, ARRAY, CHUNK, SCALARS, STRING, TYPES, package
 
 _NUMBERS = {letter: number for number, letter in SCALARS.items()}
@@ -38,7 +38,7 @@ def store(
         offsets[name] = len(head) + size
         size += -(-(prod(shape) // block * width) // ALIGNMENT) * ALIGNMENT
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = beside(path)
     try:
         with temporary.open("wb") as file:
             file.write(head)
