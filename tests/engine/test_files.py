@@ -145,12 +145,12 @@ def test_a_message_about_a_file_is_one_line_whatever_the_file_says():
 
 def test_two_processes_do_not_write_into_each_other(tmp_path, monkeypatch):
     """Both make the same folder at once: the first to end has it, whole; the other is told."""
-    with pytest.raises(ResourceError, match="out: cannot be written"):
-        with whole_folder(tmp_path / "out") as ours:
-            (ours / "a").write_text("ours")
-            monkeypatch.setattr(os, "getpid", os.getppid)
-            with whole_folder(tmp_path / "out") as theirs:
-                assert theirs != ours
-                (theirs / "a").write_text("theirs")
+    late = pytest.raises(ResourceError, match="out: cannot be written")
+    with late, whole_folder(tmp_path / "out") as ours:
+        (ours / "a").write_text("ours")
+        monkeypatch.setattr(os, "getpid", os.getppid)
+        with whole_folder(tmp_path / "out") as theirs:
+            assert theirs != ours
+            (theirs / "a").write_text("theirs")
     assert (tmp_path / "out" / "a").read_text() == "theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
