@@ -111,7 +111,17 @@ class GGUF:
             # torch refuses arrays that it may not write to, such as a view of the file
             values = np.require(values, requirements="W").reshape(-1, block)
             result[first : first + step] = torch.from_numpy(values)
+        self._let_go(info)
         return result.view(info.shape)
+
+    def _let_go(self, info: TensorInfo) -> None:
+        """Tell the system that the pages of a tensor are not needed again soon.
+
+        Else a whole file comes to lie in memory while it is read, tensor by tensor.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self.content.madvise(mmap.MADV_DONTNEED, first, info.offset + info.bytes - first)
 
 
 def _dequantize(data: np.ndarray, type_name: str, path: Path) -> np.ndarray:

@@ -238,7 +238,7 @@ def test_stopped_in_the_middle_then_again(number, tmp_path, large):
 
 
 PROBE = """
-import json, sys, torch
+import ctypes, json, sys, torch
 from pathlib import Path
 from engine.checkpoint import load_model
 from engine.interop.importing import bring_in
@@ -257,6 +257,8 @@ kept = work(*sys.argv[1].split())  # of no size: what the program itself needs
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
 before = memory("VmRSS"), memory("RssAnon")
 kept = work(*sys.argv[2].split())
+if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+    libc.malloc_trim(0)  # what is freed and only kept for later use is nobody's
 print(json.dumps([memory("VmHWM") - before[0], memory("RssAnon") - before[1]]))
 """
 
@@ -293,8 +295,7 @@ def test_an_import_needs_little_more_memory_than_its_largest_tensor(
     largest, whole = max(spec.bytes for spec in specs), sum(spec.bytes for spec in specs)
     words = (f"import {small} {tmp_path / 'a'} {dtype}", f"import {large} {tmp_path / 'b'} {dtype}")
     peak, own = measure(*words)
-    # The peak counts the mapped pages of what is read and, until it is flushed, of what is written.
-    assert peak < 1.6 * largest + whole and own < 0.6 * largest, (peak, own, largest, whole)
+    assert peak < 1.3 * largest + whole and own < 0.3 * largest, (peak, own, largest, whole)
 
 
 def to_gguf_file(folder: Path) -> Path:
