@@ -11,6 +11,7 @@ first, the leftmost of equals.
 
 import os
 import re
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ LONG_TEXT = 3 << 19  # ASCII characters: so long a text is worth it too
 # tiktoken's Rust panics when a match goes back a million times, and one may go back three times for
 # each character: a megabyte of spaces or capitals is too much for it, a block never.
 TOO_LONG_FOR_RUST = 5 << 16
+SHARED = 1 << 23  # characters: beyond them each thread gets an encoder of its own
 PART = 1 << 10  # characters: where text is mixed, parts of it may still be ASCII
 BEYOND_ASCII = 4  # what other text takes longer to split
 
@@ -76,6 +78,8 @@ class BytePairs:
         self._rank_of: Callable[[bytes], int | None] = ranks.get
         self._known: dict[str, list[int]] = {}
         self._in_rust = False
+        self._in_thread = threading.local()
+        self._handed_out = 0  # characters that Rust was given
 
     def expect(self, characters: int) -> bool:
         """Prepare for so much text in many streams; True if several threads may count at once.
@@ -132,7 +136,20 @@ class BytePairs:
     def _encode_fast(self, text: str) -> list[int]:
         if len(text) > TOO_LONG_FOR_RUST:
             return self._encode(text)
-        return self.rust.encode_ordinary(scalar(text))
+        return self._own_rust(len(text)).encode_ordinary(scalar(text))
+
+    def _own_rust(self, characters: int) -> Any:
+        """Return the encoder for so much more text in this thread.
+
+        Threads that share one wait for each other (its regexes have one lock), and another takes
+        as long to make as a few megabytes to count.
+        """
+        self._handed_out += characters
+        if self._handed_out < SHARED or threading.current_thread() is threading.main_thread():
+            return self.rust
+        if not hasattr(self._in_thread, "rust"):
+            self._in_thread.rust = self._rust(self.encoding.split)
+        return self._in_thread.rust
 
     def _encode(self, text: str) -> list[int]:
         pieces = self.split(scalar(text))

@@ -139,6 +139,8 @@ def test_any_chunking_counts_as_the_whole(name, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(merging, "LONG_TEXT", 1000)  # from there on in Rust, on all cores
             assert fresh(name).count_stream(chunks) == expected
+            patched.setattr(merging, "SHARED", 1000)  # and there in an encoder for each thread
+            assert fresh(name).count_stream(chunks) == expected
 
 
 def test_without_rust_the_count_is_the_same(monkeypatch):
