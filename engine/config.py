@@ -198,18 +198,37 @@ class TokenizerConfig:
     sample_bytes: int = setting(50_000_000, "bytes of training text to learn merges from", low=1)
 
 
+FileFormat = Literal["auto", "text", "jsonl", "parquet"]
+RowFormat = Literal["auto", "text", "prompt", "alpaca", "messages", "sharegpt", "tokens"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """The text to learn from and how it is cut up."""
 
     train: str = setting("stdlib", "stdlib, pydoc, a file, folder, glob, or - for standard input")
     valid: str = setting("", "text to evaluate on; empty holds documents out of data.train")
-    holdout: int = setting(20, "hold out one document in this many, by hash of its name", low=2)
-    format: Literal["auto", "text", "jsonl", "parquet"] = setting(
-        "auto", "auto goes by file ending"
+    holdout: int = setting(
+        20, "hold out one document in this many, by hash of its name (of a row: its content)", low=2
+    )
+    format: Literal[FileFormat, RowFormat] = setting(
+        "auto", "train: kind of file; finetune: kind of row; auto goes by what is there"
     )
     column: str = setting("text", "field of a JSONL or parquet row that holds the text")
+    columns: str = setting("", "finetune: rename fields of rows, prompt=question,completion=answer")
     seq_len: int = setting(256, "tokens of context per training sequence (T)", low=1)
+    chat: Literal["auto", "template", "plain"] = setting(
+        "auto",
+        "finetune: write prompts by the chat template, or as they are; auto: if there is one",
+    )
+    learn: Literal["answers", "last", "all"] = setting(
+        "answers", "finetune: learn every answer, the last of each row, or prompts too"
+    )
+    overlong: Literal["error", "drop", "truncate", "split"] = setting(
+        "error", "finetune: what becomes of rows longer than seq_len; answers are never cut off"
+    )
+    packing: bool = setting(True, "finetune: fill a sequence with several rows, each on its own")
+    replay: str = setting("", "finetune: text not to be forgotten; empty takes the base's own")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +254,21 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """A small trainable product beside each frozen matrix: W x + alpha / rank · B A x."""
+
+    rank: int = setting(0, "width of the product (R); 0 trains all weights", low=0, high=4096)
+    alpha: float = setting(0.0, "its weight, times rank; 0 takes 2 · rank", low=0)
+    dropout: float = setting(0.0, "share of its input dropped in training", low=0, high=0.9)
+    targets: Literal["all", "attention", "mlp"] = setting("all", "which matrices of a block get it")
+    base: Literal["fp32", "int8"] = setting("fp32", "how the frozen matrices are held in memory")
+
+    def __post_init__(self) -> None:
+        if not self.alpha:
+            object.__setattr__(self, "alpha", 2.0 * self.rank)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
     """The learning rate over the run, as a factor of its peak."""
 
@@ -248,6 +282,7 @@ class ScheduleConfig:
 class TrainConfig:
     """How long and in what bites to train."""
 
+    base: str = setting("", "finetune: the checkpoint to start from")
     steps: int = setting(0, "optimizer updates; 0 takes as many as fit train.budget", low=0)
     budget: str = setting("5m", "training time if steps is 0: 90s, 5m, 1h", low=None)
     batch_size: int = setting(32, "sequences per update", low=1)
@@ -256,6 +291,12 @@ class TrainConfig:
         0.0, "share of each branch's output dropped in training", low=0, high=0.9
     )
     loss_chunk: int = setting(1024, "tokens whose logits exist at once in the loss", low=1)
+    recompute: bool = setting(False, "compute each block again for its gradient; less memory")
+    processes: int = setting(1, "processes that share each batch's parts", low=1, high=64)
+    replay: float = setting(
+        0.0, "finetune: share of tokens taken from data.replay against forgetting", low=0, high=0.9
+    )
+    lora: LoraConfig = section(LoraConfig, "finetune: low-rank adaptation")
     optim: OptimConfig = section(OptimConfig, "optimizer")
     schedule: ScheduleConfig = section(ScheduleConfig, "learning-rate schedule")
 
@@ -272,6 +313,7 @@ class EvalConfig:
     save_every: str = setting("60s", "time or steps between checkpoints: 60s, 10m, 500")
     log_every: int = setting(10, "steps between lines when output is not a terminal", low=1)
     prompt: str = setting("", "text continued at each evaluation; empty means none")
+    texts: str = setting("", "finetune: more texts to score before and after: pydoc,notes.txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
