@@ -6,7 +6,7 @@ done by whoever iterates, between two steps.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class TrainStep:
 def train(
     model: Transformer,
     optimizer: Optimizers,
-    batches: Callable[[int], Batch],
+    batches: Callable[[int], Sequence[Batch]],
     loss: Loss,
     config: TrainConfig,
     *,
@@ -50,7 +50,7 @@ def train(
 ) -> Iterator[TrainStep]:
     """Train from update `start` until `steps(step)` updates are done, yielding after each.
 
-    `batches(k)` is the batch of update k and dropout is seeded by (seed, k), so a run continued at
+    `batches(k)` is the batch of update k, in parts, and dropout is seeded by (seed, k), so a run continued at
     `start` is the run that never stopped. `steps` may grow known while running: a time budget is
     turned into a number of steps after some of them were measured.
 
@@ -62,14 +62,14 @@ def train(
     while step < steps(step):
         began = time.perf_counter()
         model.train()
-        batch = batches(step)
+        parts = batches(step)
         torch.manual_seed(hash_seed(seed, step))  # dropout is the only thing that draws from it
 
         total = torch.zeros((), device=device)
         count = torch.zeros((), dtype=torch.long, device=device)
-        for part in split(batch, config.accumulate, device):
+        for part in parts:
             with precision():
-                part_sum, part_count = loss(model, part)
+                part_sum, part_count = loss(model, part.to(device))
             part_sum.backward()
             total += part_sum.detach()
             count += part_count
@@ -101,14 +101,6 @@ def train(
             tokens=int(count),
             seconds=time.perf_counter() - began,
         )
-
-
-def split(batch: Batch, parts: int, device: torch.device) -> Iterator[Batch]:
-    """Cut a batch into equal parts by rows and move each to the device when it is its turn."""
-    for tokens_BT, targets_BT in zip(
-        batch.tokens_BT.chunk(parts), batch.targets_BT.chunk(parts), strict=True
-    ):
-        yield Batch(tokens_BT=tokens_BT.to(device), targets_BT=targets_BT.to(device))
 
 
 def hash_seed(seed: int, step: int) -> int:

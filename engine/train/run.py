@@ -208,6 +208,7 @@ class _Run:
             recipe.data.seq_len,
             recipe.train.batch_size,
             recipe.run.seed,
+            recipe.train.accumulate,
         )
         steps = train(
             self.model,

@@ -15,7 +15,9 @@ WINDOWS = 141  # (1000 - 1) // 7 = 142, less one to leave room for the offset
 
 
 def batches(tokens=TOKENS, seq_len=SEQ_LEN, batch_size=4, seed=0):
-    return WindowBatches(tokens, seq_len, batch_size, seed)
+    """Serve batches in one part."""
+    parts = WindowBatches(tokens, seq_len, batch_size, seed)
+    return lambda number: parts(number)[0]
 
 
 def starts(first, count, **changes):
@@ -94,6 +96,15 @@ def test_windows_fit_whatever_the_sizes(seq_len, extra, seed):
         targets = sorted(target for window in seen for target in window)
         assert targets == list(range(targets[0], targets[0] + windows * seq_len))
         assert 1 <= targets[0] <= seq_len
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_parts_of_a_batch_are_the_batch(parts):
+    whole = WindowBatches(TOKENS, SEQ_LEN, 4, 0)(3)[0]
+    found = WindowBatches(TOKENS, SEQ_LEN, 4, 0, parts)(3)
+    assert len(found) == parts
+    assert torch.equal(torch.cat([part.tokens_BT for part in found]), whole.tokens_BT)
+    assert torch.equal(torch.cat([part.targets_BT for part in found]), whole.targets_BT)
 
 
 def test_every_offset_occurs_and_every_target_is_reached():

@@ -32,7 +32,7 @@ def go(steps: int = 3, start: int = 0, model=None, batches=ragged, seed: int = 1
     stream = train(
         model,
         optimizer,
-        batches,
+        lambda number: split(batches(number), config.accumulate),
         lambda m, batch: next_token_loss(m, batch, 64),
         config,
         seed=seed,
@@ -41,6 +41,12 @@ def go(steps: int = 3, start: int = 0, model=None, batches=ragged, seed: int = 1
         precision=contextlib.nullcontext,
     )
     return model, list(stream)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch by rows."""
+    pairs = zip(batch.tokens_BT.chunk(parts), batch.targets_BT.chunk(parts), strict=True)
+    return [Batch(tokens_BT=tokens, targets_BT=targets) for tokens, targets in pairs]
 
 
 def weights(model) -> torch.Tensor:

@@ -87,7 +87,7 @@ def test_the_comparison_would_notice_what_is_lost(tmp_path, lost, monkeypatch):
         monkeypatch.setattr(
             module,
             "WindowBatches",
-            lambda t, s, b, seed: lambda k, real=real(t, s, b, seed): real(k + 1),
+            lambda *options: lambda k, real=real(*options): real(k + 1),
         )
     else:
         import engine.train.loop as module
