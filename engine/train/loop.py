@@ -50,9 +50,9 @@ def train(
 ) -> Iterator[TrainStep]:
     """Train from update `start` until `steps(step)` updates are done, yielding after each.
 
-    `batches(k)` is the batch of update k, in parts, and dropout is seeded by (seed, k), so a run continued at
-    `start` is the run that never stopped. `steps` may grow known while running: a time budget is
-    turned into a number of steps after some of them were measured.
+    `batches(k)` is the batch of update k, in parts, and dropout is seeded by (seed, k), so a run
+    continued at `start` is the run that never stopped. `steps` may grow known while running: a time
+    budget is turned into a number of steps after some of them were measured.
 
     Raises: DivergenceError before an update whose loss or gradient is not finite.
     """

@@ -214,7 +214,9 @@ class _Run:
             self.model,
             self.optimizer,
             batches,
-            lambda model, batch: next_token_loss(model, batch, recipe.train.loss_chunk),
+            lambda model, batch: next_token_loss(
+                model, batch, recipe.train.loss_chunk, recipe.train.recompute
+            ),
             recipe.train,
             seed=recipe.run.seed,
             start=self.step,
