@@ -55,7 +55,8 @@ def train(
     if force and resume:
         raise RecipeError("--force starts over and --resume continues; choose one")
 
-    from engine.train.run import run
+    from cli.pretraining import PretrainingStory
+    from engine.train.pretrain import run
 
     with Stop() as stop:
         events = run(
@@ -67,7 +68,7 @@ def train(
             stdin=sys.stdin.buffer if resolved.data.train == "-" else None,
             stop=lambda: stop.asked,
         )
-        finished = show_run(events, stop, command, as_json=as_json, quiet=quiet)
+        finished = show_run(events, stop, command, PretrainingStory(), as_json=as_json, quiet=quiet)
     if not finished:
         raise typer.Exit(130)
 

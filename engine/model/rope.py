@@ -75,9 +75,7 @@ def attention_factor(config: ModelConfig) -> float:
     return 1.0
 
 
-def rotation(
-    frequency: Tensor, position_T: Tensor, factor: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def rotation(frequency: Tensor, position_T: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
     """Compute the cosine and sine that turn what stands at these positions.
 
     Shapes: returns cos_TH and sin_TH, fp32, H = rotary_dim; each angle appears twice, once for

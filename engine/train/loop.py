@@ -33,6 +33,7 @@ class TrainStep:
     lr: float  # factor of the peak learning rates
     grad_norm: float  # before clipping
     tokens: int  # targets in this batch
+    seen: int  # tokens in this batch, of which targets may be only a part
     seconds: float
 
 
@@ -99,6 +100,7 @@ def train(
             lr=factor,
             grad_norm=norm,
             tokens=int(count),
+            seen=sum(part.tokens_BT.numel() for part in parts),
             seconds=time.perf_counter() - began,
         )
 

@@ -1,6 +1,6 @@
 """From a recipe to everything the first step needs: folder, text, tokenizer, tokens, model.
 
-Next on the arrow: `engine/train/run.py`, which takes the steps.
+Next on the arrow: `engine/train/pretrain.py`, which knows what to learn from them.
 """
 
 import dataclasses
