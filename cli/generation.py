@@ -12,7 +12,7 @@ from typing import Any
 
 from cli.chat import Chat, read_messages, typed_lines
 from cli.render import emit, emit_json, say
-from engine.adapter import holder
+from engine.adapter_config import holder
 from engine.checkpoint import load_model, sample_defaults
 from engine.config import SampleConfig
 from engine.errors import CheckpointError, DataError

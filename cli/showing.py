@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.render import console, count, size
-from engine.adapter import describe, find_base, holder, is_adapter
+from engine.adapter_config import find_base, holder, is_adapter
 from engine.config import ModelConfig, Recipe
 from engine.cost import kv_bytes_per_token, kv_fixed_bytes, parameters, train_flops
 from engine.errors import CheckpointError
@@ -49,6 +49,8 @@ def look(folder: Path) -> Shown:
 
 def look_at_adapter(folder: Path) -> dict[str, Any]:
     """Describe an adapter, and say whether its base is there and the one that it needs."""
+    from engine.adapter import describe
+
     try:
         known, problem = find_base(folder).known, ""
     except CheckpointError as error:

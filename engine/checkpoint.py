@@ -29,21 +29,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from engine.adapter import (
-    base_facts,
-    find_base,
-    holder,
-    is_adapter,
-    read_adapter,
-    write_adapter,
-)
+from engine.adapter import base_facts, read_adapter, write_adapter
+from engine.adapter_config import find_base, holder, is_adapter
 from engine.config import ModelConfig, SampleConfig
 from engine.errors import CheckpointError, ResourceError
 from engine.files import point
 from engine.manifest import read_json, read_manifest, write_json, write_manifest
 from engine.model.config_json import (
     Stored,
-    family_of,
     from_config_json,
     stored_tensors,
     to_config_json,

@@ -17,6 +17,7 @@ FLOORS = [
     ("engine.hardware",),
     ("engine.model", "engine.weights"),
     ("engine.manifest",),
+    ("engine.adapter_config",),
     ("engine.adapter",),
     ("engine.checkpoint",),
     ("engine.interop",),

@@ -46,7 +46,9 @@ def merge(
         emit_json("merge", {"adapter": str(folder)} | facts)
         return
     if not made.base_known:
-        say(f"the adapter does not say which weights it was trained beside; took {made.base}", quiet)
+        say(
+            f"the adapter does not say which weights it was trained beside; took {made.base}", quiet
+        )
     if made.int8:
         say("tuned beside 8-bit matrices, merged onto the full ones: figures were with 8", quiet)
     say(

@@ -24,7 +24,7 @@ def verify(
 
     from cli.options import CHECKPOINTS
     from cli.render import emit, emit_json, size
-    from engine.adapter import find_base, is_adapter
+    from engine.adapter_config import find_base, is_adapter
     from engine.manifest import read_manifest
     from engine.runs import find
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.adapter import describe, find_base, holder, is_adapter, weights_digest
+from engine.adapter import describe
+from engine.adapter_config import find_base, holder, is_adapter, weights_digest
 from engine.checkpoint import load_adapted, load_model, write_model
 from engine.config import SampleConfig
 from engine.cost import parameters

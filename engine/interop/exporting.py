@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.adapter import MERGE, is_adapter
+from engine.adapter_config import MERGE, is_adapter
 from engine.checkpoint import check_fit
 from engine.errors import CheckpointError
 from engine.files import whole_folder
