@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import filterfalse
+from pathlib import Path
 from typing import Any, Protocol
 
 from cli.plots import Curve, draw
@@ -49,6 +51,13 @@ class Stop:
             os._exit(128 + number)
         self.asked = True
         say("\nstopping after this step; again to stop at once")
+
+
+def resume_command(name: str, words: list[str], out: Path | None, cache: Path | None) -> str:
+    """Return the command that continues a run, ready to be pasted."""
+    options = [("-o", out), ("--cache", cache)]
+    given = [word for option, path in options if path for word in (option, str(path))]
+    return shlex.join(["lm", name, *words, *given])
 
 
 class Progress:

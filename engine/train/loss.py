@@ -51,6 +51,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 logits = cap * torch.tanh(logits / cap)
             log_probs = logits.log_softmax(-1)
             total -= (log_probs.gather(1, index) * keep).sum()
+            if not ctx.needs_input_grad[0]:
+                continue
             grad = log_probs.exp_()  # softmax; minus the one-hot target it is the gradient
             grad.scatter_add_(1, index, grad.new_full(index.shape, -1.0))
             if cap:

@@ -83,6 +83,7 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     threads: int
+    base: Path | None = None  # what a model with LoRA stands beside
     first_look: bool = False  # evaluate before the first step too
 
 
@@ -136,6 +137,7 @@ class Finished:
     step: int
     best_step: int  # the step whose model is delivered and scored
     folder: Path
+    model: Transformer
     score: Score
     tokens: int
     seconds: float
@@ -329,6 +331,7 @@ class _Run:
                 "machine": self.machine,
             },
             optimizer=self.job.optimizer.state(),
+            base=self.job.base,
             state={
                 "step": self.step,
                 "tokens": self.tokens,
@@ -362,6 +365,7 @@ class _Run:
             step=self.step,
             best_step=best_step,
             folder=self.folder,
+            model=model,
             score=result,
             tokens=self.tokens,
             seconds=seconds,
