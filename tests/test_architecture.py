@@ -21,6 +21,7 @@ FLOORS = [
     ("engine.interop",),
     ("engine.data",),
     ("engine.train", "engine.generate"),
+    ("engine.finetune",),
     ("cli",),
 ]
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])
