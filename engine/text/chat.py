@@ -245,18 +245,22 @@ class _Filling:
     def answer(self, process: Renderer, shaded: str, number: int) -> tuple[int, int]:
         """Return where a message of the assistant is in a rendering, up to its control token."""
         whole = self.guard.reveal(shaded)
-        ends = []
-        for upto, prompt in self.around(number):
-            text = self.fill(process, self.given | {"messages": upto}, prompt) if upto else ""
-            if not text or not whole.startswith(text):
-                raise DataError(
-                    f"which tokens are the answer of message {number + 1} cannot be proved: the"
-                    " chat template writes it differently when the conversation goes on"
-                )
-            ends.append(len(text))
-        start, end = ends
-        controls = self.guard.spans(shaded[start:end])
-        return start, start + controls[-1][1] if controls else end
+        (before, _), (upto, _) = self.around(number)
+        prompt = self.fill(process, self.given | {"messages": before}, True) if before else ""
+        answered = self.fill(process, self.given | {"messages": upto}, False)
+        start = len(prompt)
+        if prompt and whole.startswith(prompt):
+            # Up to where generation stops: what a template writes after its last turn is no answer.
+            stop = start + self.guard.until(shaded[start:], self.tokenizer.ends)
+            if stop > start and answered[:stop] == whole[:stop]:
+                return start, stop
+            if whole.startswith(answered):
+                controls = self.guard.spans(shaded[start : len(answered)])
+                return start, start + controls[-1][1] if controls else len(answered)
+        raise DataError(
+            f"which tokens are the answer of message {number + 1} cannot be proved: the chat"
+            " template writes it differently when the conversation goes on"
+        )
 
     def place(self, head: str, ids: list[int]) -> int:
         """Return how many ids the beginning of a rendering has."""

@@ -7,7 +7,7 @@ Without such content, the ids are those of the whole text.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -106,6 +106,11 @@ class Guard:
     def controls(self, text: str) -> list[str]:
         """Return the control tokens that `text` reads as, in order."""
         return [text[start:end] for start, end in self.spans(text)]
+
+    def until(self, shaded: str, ids: Collection[int]) -> int:
+        """Return where the first control token of these `ids` ends; 0 without any."""
+        found = (b for a, b in self.spans(shaded) if self.known.ids[shaded[a:b]] in ids)
+        return next(found, 0)
 
     def unescape(self, text: str) -> str:
         """Turn stand-ins that a template has escaped as JSON can into themselves."""
