@@ -19,6 +19,7 @@ SHARE_GPT = {
     **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
     **{"system": "system", "tool": "tool", "observation": "tool", "function_call": "assistant"},
 }
+NAMES = ("where", "task")  # fields that are no content
 MASKS = ("labels", "mask", "loss_mask")
 IGNORED = -100  # a label that is not learned, as everywhere
 LARGEST_ID = 2**31 - 1
@@ -38,11 +39,12 @@ class Example:
     tools: tuple[dict[str, Any], ...] = ()
     ids: tuple[int, ...] = ()
     mask: tuple[bool, ...] = ()  # per id: whether it is learned
+    task: str = ""  # the kind of question, if the row names one: right answers are counted by it
 
     @property
     def digest(self) -> str:
         """Return the sha256 of the content, which a row keeps wherever it moves."""
-        content = [getattr(self, field.name) for field in fields(self) if field.name != "where"]
+        content = [getattr(self, field.name) for field in fields(self) if field.name not in NAMES]
         text = json.dumps(content, sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -118,7 +120,8 @@ def _answered(row: dict[str, Any], where: str, prompt: str, completion: str) -> 
     """Return a prompt with its completion; as messages if something comes before them."""
     history = _list(row, "history", where)
     if not history and not row.get("system") and not row.get("tools"):
-        return Example(where=where, kind="prompt", prompt=prompt, completion=completion)
+        task = _text(row, "task", where)
+        return Example(where=where, kind="prompt", prompt=prompt, completion=completion, task=task)
     talk = []
     for turn in (*history, [prompt, completion]):
         if not isinstance(turn, list) or [type(text) for text in turn] != [str, str]:

@@ -18,10 +18,12 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
-from engine.data.corpora import walk
+from engine.config import DataConfig
+from engine.data.corpora import open_corpus, walk
 from engine.data.documents import open_parquet, read_text
 from engine.errors import DataError
 
+CORPORA = ("stdlib", "pydoc")  # whose documents are rows too
 LOOKED_AT = 1 << 16  # bytes at the beginning of a file that tell what it is
 BOM = "\ufeff"
 KINDS = {
@@ -74,7 +76,7 @@ def made_rows(name: str, make: Callable[[], Iterable[object]]) -> Rows:
 
 
 def open_rows(source: str, *, piped: Path | None = None) -> dict[str, Rows]:
-    """Find the rows that `source` names: a file, a folder, a glob, or - for `piped`.
+    """Find the rows that `source` names: a file, a folder, a glob, - for `piped`, or a corpus.
 
     A folder with files (or folders) named train, valid, validation, val, dev or test is read by
     these names; of any other, all files of rows are for training.
@@ -82,6 +84,8 @@ def open_rows(source: str, *, piped: Path | None = None) -> dict[str, Rows]:
     Returns: Rows under "train", and under "valid" and "test" where there are any.
     Raises: DataError if there is nothing to read, or a file is empty, binary or unreadable.
     """
+    if source in CORPORA:
+        return {"train": made_rows(source, lambda: _texts(source))}
     if source == "-":
         assert piped is not None
         return {"train": _rows("standard input", [("stdin", piped)])}
@@ -100,6 +104,17 @@ def open_rows(source: str, *, piped: Path | None = None) -> dict[str, Rows]:
     if not files:
         raise DataError(f"{source}: no such file, folder or pattern")
     return {"train": _rows(source, files)}
+
+
+def _texts(corpus: str) -> Iterator[dict[str, str]]:
+    """Yield the documents of a named corpus as rows of text."""
+    text = ""
+    for piece in open_corpus(corpus, DataConfig()).pieces():
+        text += piece.text
+        if piece.end:
+            if text:
+                yield {"text": text}
+            text = ""
 
 
 def _open_folder(source: str, folder: Path) -> dict[str, Rows]:

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import numpy as np
 
-from engine.data.formats import Example
+from engine.data.examples import Example
 from engine.data.masks import Masked, Masker
 from engine.errors import DataError, RecipeError
 from engine.text.renderer import Renderer

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.formats import Example
+from engine.data.examples import Example
 from engine.data.samples import CHATML, Tally, make_samples, with_template
 from engine.errors import DataError, RecipeError
 from engine.text.chat import find_answers, render
