@@ -255,7 +255,7 @@ def _read_json(name: str, file: IO[bytes]) -> Iterator[Row]:
 def _elements(name: str, text: str, at: int) -> Iterator[Row]:
     """Yield the elements of the array that opens before `at`."""
 
-    def broken(what: str, at: int) -> DataError:
+    def _broken_at(what: str, at: int) -> DataError:
         error = json.JSONDecodeError(what, text, at)
         return DataError(f"{name}:{error.lineno}: {_broken(error)}")
 
@@ -264,7 +264,7 @@ def _elements(name: str, text: str, at: int) -> Iterator[Row]:
     while mark == ",":
         if text[at : at + 1] == "]":
             if number:
-                raise broken("a comma before the closing ]", at)
+                raise _broken_at("a comma before the closing ]", at)
             mark, at = "]", at + 1
             break
         number += 1
@@ -272,7 +272,7 @@ def _elements(name: str, text: str, at: int) -> Iterator[Row]:
         try:
             value, end = DECODER.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            raise broken(error.msg, error.pos) from None
+            raise _broken_at(error.msg, error.pos) from None
         except (ValueError, RecursionError) as error:
             problem = _broken(error)
             try:  # a reading less strict may find where the element ends
@@ -283,9 +283,9 @@ def _elements(name: str, text: str, at: int) -> Iterator[Row]:
         match = cast(re.Match, BETWEEN.match(text, end))
         mark, at = match[1], match.end()
     if mark != "]":
-        raise broken("expected a comma or the closing ]", at)
+        raise _broken_at("expected a comma or the closing ]", at)
     if at != len(text):
-        raise broken("more after the closing ]", at)
+        raise _broken_at("more after the closing ]", at)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
