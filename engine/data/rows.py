@@ -284,7 +284,7 @@ def _elements(name: str, text: str, at: int) -> Iterator[Row]:
         mark, at = match[1], match.end()
     if mark != "]":
         raise _broken_at("expected a comma or the closing ]", at)
-    if at != len(text):
+    if text[at:].strip():
         raise _broken_at("more after the closing ]", at)
 
 
@@ -316,7 +316,7 @@ def _broken(error: Exception) -> str:
         return f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     if isinstance(error, RecursionError):
         return "not valid JSON: nested too deeply"
-    return f"not valid JSON: {error}".partition(";")[0]  # what follows is advice to programmers
+    return f"not valid JSON: {error}".partition("; use sys.")[0]  # advice to programmers
 
 
 def _read_csv(name: str, file: IO[bytes]) -> Iterator[Row]:
