@@ -270,7 +270,7 @@ def _read_json(name: str, file: IO[bytes]) -> Iterator[Row]:
 def _elements(name: str, text: str, at: int) -> Iterator[Row]:
     """Yield the elements of the array that opens before `at`."""
 
-    def broken(what: str, at: int) -> DataError:
+    def _broken_at(what: str, at: int) -> DataError:
         error = json.JSONDecodeError(what, text, at)
         return DataError(f"{name}:{error.lineno}: {_broken(error)}")
 
@@ -279,7 +279,7 @@ def _elements(name: str, text: str, at: int) -> Iterator[Row]:
     while mark == ",":
         if text[at : at + 1] == "]":
             if number:
-                raise broken("a comma before the closing ]", at)
+                raise _broken_at("a comma before the closing ]", at)
             mark, at = "]", at + 1
             break
         number += 1
@@ -287,7 +287,7 @@ def _elements(name: str, text: str, at: int) -> Iterator[Row]:
         try:
             value, end = DECODER.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            raise broken(error.msg, error.pos) from None
+            raise _broken_at(error.msg, error.pos) from None
         except (ValueError, RecursionError) as error:
             problem = _broken(error)
             try:  # a reading less strict may find where the element ends
@@ -298,9 +298,9 @@ def _elements(name: str, text: str, at: int) -> Iterator[Row]:
         match = cast(re.Match, BETWEEN.match(text, end))
         mark, at = match[1], match.end()
     if mark != "]":
-        raise broken("expected a comma or the closing ]", at)
-    if at != len(text):
-        raise broken("more after the closing ]", at)
+        raise _broken_at("expected a comma or the closing ]", at)
+    if text[at:].strip():
+        raise _broken_at("more after the closing ]", at)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -331,7 +331,7 @@ def _broken(error: Exception) -> str:
         return f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     if isinstance(error, RecursionError):
         return "not valid JSON: nested too deeply"
-    return f"not valid JSON: {error}".partition(";")[0]  # what follows is advice to programmers
+    return f"not valid JSON: {error}".partition("; use sys.")[0]  # advice to programmers
 
 
 def _read_csv(name: str, file: IO[bytes]) -> Iterator[Row]:

@@ -56,7 +56,8 @@ def check_settings(recipe: Recipe) -> None:
     """Refuse settings that only finetuning follows. Raises: RecipeError naming the first."""
     values, usual = flatten(to_dict(recipe)), flatten(to_dict(Recipe()))
     for key, field in fields().items():
-        if field.metadata["doc"].startswith("finetune:") and values[key] != usual[key]:
+        foreign = key.startswith("train.lora.") or field.metadata["doc"].startswith("finetune:")
+        if foreign and values[key] != usual[key]:
             raise RecipeError(f"{key} is for lm finetune, and lm train would not follow it")
     if recipe.data.format not in get_args(FileFormat):
         raise RecipeError(
