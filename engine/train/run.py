@@ -222,7 +222,8 @@ class _Run:
             steps=self.planner.steps,
             precision=lambda: autocast(job.device, job.dtype),
         )
-        self.log = MetricsLog(self.folder / "metrics.jsonl", self.step)
+        begun = self.step if job.saved else -1
+        self.log = MetricsLog(self.folder / "metrics.jsonl", begun)
         yield from self.planner.plans[-1:]  # a resumed run's, so that its length is known
         try:
             if job.first_look and not self.step:
