@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.data.formats import Example
+from engine.data.examples import Example
 from engine.data.samples import Sample, Tally
 from engine.text.tokenizer import StreamDecoder, Tokenizer
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.formats import Example
+from engine.data.examples import Example
 from engine.errors import DataError
 from engine.text.chat import Rendered, find_answers
 from engine.text.renderer import Renderer

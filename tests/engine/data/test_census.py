@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.census import Passing, explain, measure, take_census
-from engine.data.formats import Example
+from engine.data.examples import Example
 from engine.data.samples import Sample, Tally, make_samples, with_template
 from tests.engine.text.chats import said
 
@@ -33,7 +33,7 @@ def test_figures_worked_by_hand(tokenizer):
     found, digests, samples = census(rows, tokenizer, limit=end + 2)
     assert found.kinds == {"text": 4, "prompt": 1}
     assert (found.rows, found.duplicates, found.shared, len(digests)) == (5, 1, 0, 4)
-    overlong = 11 > end + 2
+    overlong = end + 2 < 11
     assert (found.overlong, found.dropped, found.samples) == (overlong, overlong, 5 - overlong)
     assert found.tokens == 2 + 3 + 2 + (0 if overlong else 11) + (2 + end)
     assert found.learned == 1 + 2 + 1 + (0 if overlong else 10) + (1 + end)

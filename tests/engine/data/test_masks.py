@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.formats import Example
+from engine.data.examples import Example
 from engine.data.masks import Masker
 from engine.errors import CheckpointError, DataError
 from engine.text.chat import render
