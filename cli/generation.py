@@ -12,6 +12,7 @@ from typing import Any
 
 from cli.chat import Chat, read_messages, typed_lines
 from cli.render import emit, emit_json, say
+from engine.adapter_config import holder
 from engine.checkpoint import load_model, sample_defaults
 from engine.config import SampleConfig
 from engine.errors import CheckpointError, DataError
@@ -119,7 +120,7 @@ def show_prompt(request: Request, *, as_json: bool) -> None:
     """Write the exact text and ids that the model would read, without loading the model."""
     if request.messages is not None:
         check_template(request.folder)
-    tokenizer = load_tokenizer(request.folder)
+    tokenizer = load_tokenizer(holder(request.folder, "tokenizer.json"))
     rendered = read_prompt(request, tokenizer)
     warn(rendered, request.messages or [], tokenizer, as_json)
     if as_json:
@@ -150,14 +151,15 @@ def load_for(folder: Path, device: str, dtype: str) -> tuple[Transformer, Tokeni
     stay as they are, and mapped from disk.
     """
     place = pick_device(device)
-    half = read_json(folder / "config.json").get("dtype") in ("bfloat16", "float16")
+    config = read_json(holder(folder, "config.json") / "config.json")
+    half = config.get("dtype") in ("bfloat16", "float16")
     wish = "fp32" if dtype == "auto" and not half else dtype
     return load_model(folder, place, dtype=pick_dtype(wish, place))
 
 
 def check_template(folder: Path) -> None:
     """Refuse to talk with a base model, before it is loaded. Raises: CheckpointError."""
-    if not read_settings(folder).template:
+    if not read_settings(holder(folder, "tokenizer.json")).template:
         raise CheckpointError(
             f"{folder}: has no chat template, so it is a base model; continue text with"
             " `lm generate`, or use a model tuned for conversation (instruct, chat, it)"

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cli.render import console, count, size
+from engine.adapter_config import find_base, holder, is_adapter
 from engine.config import ModelConfig, Recipe
 from engine.cost import kv_bytes_per_token, kv_fixed_bytes, parameters, train_flops
+from engine.errors import CheckpointError
 from engine.manifest import read_config, read_json, read_manifest
 from engine.recipe import flatten, to_dict
 
@@ -24,24 +26,36 @@ class Shown:
     weight_bytes: int
     manifest: Mapping[str, Any]
     stored: str = ""  # how the weights lie on disk
+    adapter: Mapping[str, Any] | None = None  # what it is, and its base
 
 
 def look(folder: Path) -> Shown:
     """Read a checkpoint's small files. Raises: CheckpointError if they are missing or damaged."""
-    manifest = read_manifest(folder)
-    raw = read_json(folder / "config.json")
+    adapter = look_at_adapter(folder) if is_adapter(folder) else None
+    bare = adapter and not (folder / "manifest.json").exists()  # as PEFT leaves it
+    manifest = {} if bare else read_manifest(folder)
+    home = holder(folder, "config.json")
+    raw = read_json(home / "config.json")
     return Shown(
         folder=folder,
         family=raw["model_type"],
-        config=read_config(folder),
-        weight_bytes=sum(
-            entry["bytes"]
-            for name, entry in manifest["files"].items()
-            if "/" not in name and name.endswith(".safetensors")
-        ),
+        config=read_config(home),
+        weight_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         manifest=manifest,
-        stored=str(raw.get("dtype", "")),
+        stored="float32" if adapter else str(raw.get("dtype", "")),
+        adapter=adapter,
     )
+
+
+def look_at_adapter(folder: Path) -> dict[str, Any]:
+    """Describe an adapter, and say whether its base is there and the one that it needs."""
+    from engine.adapter import describe
+
+    try:
+        known, problem = find_base(folder).known, ""
+    except CheckpointError as error:
+        known, problem = False, str(error)
+    return describe(folder) | {"base_known": known, "problem": problem}
 
 
 def look_outside(path: Path) -> Shown:
@@ -72,7 +86,7 @@ def as_json(shown: Shown) -> dict[str, Any]:
         "kv_bytes_per_token": kv_bytes_per_token(shown.config),
         "tokenizer": tokenizer_facts(shown.folder),
         "manifest": dict(shown.manifest),
-    }
+    } | ({"adapter": dict(shown.adapter)} if shown.adapter else {})
 
 
 def print_shown(shown: Shown) -> None:
@@ -81,6 +95,8 @@ def print_shown(shown: Shown) -> None:
     groups = parameters(config)
     total = sum(groups.values())
     out(f"{shown.folder}  {shown.family}", style="bold")
+    if shown.adapter:
+        _print_adapter(out, shown.adapter)
     out(
         f"shape      {config.n_layers} layers × {config.d_model}, {config.n_heads} heads of"
         f" {config.head_dim}, {config.n_kv_heads} kv heads, mlp {config.d_ff} {config.activation}"
@@ -118,6 +134,20 @@ def _print_origin(out: Callable[..., None], shown: Shown) -> None:
         _print_training(out, shown)
     for name, entry in sorted(manifest.get("files", {}).items()):
         out(f"file       {entry['sha256'][:12]}  {entry['bytes']:>13,}  {name}")
+
+
+def _print_adapter(out: Callable[..., None], adapter: Mapping[str, Any]) -> None:
+    """Say what an adapter adds to which model."""
+    out(
+        f"adapter    LoRA of rank {adapter['rank']}, alpha {adapter['alpha']:g}, beside"
+        f" {', '.join(adapter['targets'])}"
+    )
+    out(f"trained    {adapter['parameters']:,} parameters, beside matrices in {adapter['held']}")
+    proof = "its weights are those it was trained beside"
+    if not adapter["base_known"]:
+        proof = adapter["problem"] or "unproved: nothing says which weights it was trained beside"
+    out(f"base       {adapter['base']}")
+    out(f"           {proof}")
 
 
 def _print_training(out: Callable[..., None], shown: Shown) -> None:
@@ -166,6 +196,7 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
     """Describe the tokenizer of a folder; nothing if it has none."""
     from engine.text.tokenizer import load_tokenizer
 
+    folder = holder(folder, "tokenizer.json")
     if not (folder.is_dir() and (folder / "tokenizer.json").is_file()):
         return {}
     tokenizer = load_tokenizer(folder)

@@ -9,6 +9,9 @@
         recipe.yaml manifest.json    sha256 of every file, data and versions it came from
         state/                       optimizer.safetensors, state.json
 
+A model with LoRA is saved as an adapter (`engine/adapter.py`): its two files take the place of
+model.safetensors, and loading it begins with the base that they name.
+
 A checkpoint is written under a temporary name, flushed to disk and renamed, then the links are
 swapped: whatever happens, the previous one stays whole. Nothing is pickled.
 """
@@ -26,17 +29,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from engine.adapter import base_facts, read_adapter, write_adapter
+from engine.adapter_config import find_base, holder, is_adapter
 from engine.config import ModelConfig, SampleConfig
 from engine.errors import CheckpointError, ResourceError
 from engine.files import point
 from engine.manifest import read_json, read_manifest, write_json, write_manifest
 from engine.model.config_json import (
     Stored,
-    family_of,
     from_config_json,
     stored_tensors,
     to_config_json,
 )
+from engine.model.int8 import quantize_linears
 from engine.model.transformer import Transformer
 from engine.recipe import convert
 from engine.runs import tidy
@@ -69,6 +74,7 @@ class Snapshot:
     facts: Mapping[str, Any]  # lineage for the manifest: data, versions, figures
     optimizer: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    base: Path | None = None  # what a model with LoRA was trained beside, and is saved without
 
 
 def save(run: Path, snapshot: Snapshot, best: bool) -> Path:
@@ -106,12 +112,14 @@ def _is_whole(folder: Path) -> bool:
 
 def _write_files(folder: Path, snapshot: Snapshot) -> None:
     """Write every file of a checkpoint, the manifest with their hashes last, and flush to disk."""
-    model = snapshot.model
-    state = model.state_dict()
-    stored = list(stored_tensors(state, model.config, family_of(model.config)))
-    specs = [TensorSpec(item.name, _shape(item, state), torch.float32) for item in stored]
-    for _ in write_weights(folder, specs, (_joined(item, state) for item in stored)):
-        pass
+    model, facts = snapshot.model, {"step": snapshot.step} | dict(snapshot.facts)
+    if snapshot.base:
+        config = read_json(snapshot.base / "config.json")
+        write_adapter(folder, model, snapshot.base, config["model_type"])
+        facts["base"] = base_facts(model, snapshot.base)
+    else:
+        config = to_config_json(model.config)
+        write_model(folder, model, config["model_type"])
     optimizer = {name: tensor.contiguous().cpu() for name, tensor in snapshot.optimizer.items()}
     safetensors.torch.save_file(optimizer, folder / "state" / "optimizer.safetensors")
     tokenizer = snapshot.tokenizer
@@ -122,7 +130,7 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
         "eos_token_id": stops if len(stops) > 1 else end,
         "pad_token_id": end,
     }
-    write_json(folder / "config.json", to_config_json(model.config) | ends)
+    write_json(folder / "config.json", config | ends)
     sample = snapshot.sample
     write_json(
         folder / "generation_config.json",
@@ -134,7 +142,18 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     tokenizer.save(folder, model.config.max_seq_len)
     (folder / "recipe.yaml").write_text(snapshot.recipe_yaml, encoding="utf-8")
     write_json(folder / "state" / "state.json", dict(snapshot.state))
-    write_manifest(folder, {"step": snapshot.step} | dict(snapshot.facts))
+    write_manifest(folder, facts)
+
+
+def write_model(folder: Path, model: Transformer, model_type: str) -> None:
+    """Write all weights of a model in fp32, under the names of a family."""
+    state = model.state_dict()
+    stored = list(stored_tensors(state, model.config, model_type))
+    placed = {part for item in stored for part in item.parts} | {"lm_head.weight"}
+    assert placed >= set(state), "a LoRA or 8-bit matrix has no place in a whole model"
+    specs = [TensorSpec(item.name, _shape(item, state), torch.float32) for item in stored]
+    for _ in write_weights(folder, specs, (_joined(item, state) for item in stored)):
+        pass
 
 
 def _joined(item: Stored, state: Mapping[str, Tensor]) -> Tensor:
@@ -159,19 +178,17 @@ def load_model(
 ) -> tuple[Transformer, Tokenizer]:
     """Load weights and tokenizer; the model is in eval mode.
 
-    Weights stay mapped from disk where they lie in `dtype` (None: as stored) and on the CPU.
+    Weights stay mapped from disk where they lie in `dtype` (None: as stored) and on the CPU. Of an
+    adapter, the base is loaded and held as it was in training, and the adapter put on.
 
     Raises: CheckpointError if anything is missing, corrupt or does not fit together.
     """
+    if is_adapter(folder):
+        return load_adapted(folder, device, dropout, dtype)
     read_manifest(folder)
     raw = read_json(folder / "config.json")
     config = from_config_json(raw, str(folder / "config.json"))
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
-            f" {config.vocab_size}"
-        )
+    tokenizer = _load_tokenizer(folder, config)
     weights = Weights(folder)
     with torch.device("meta"):
         model = Transformer(config, dropout)
@@ -188,6 +205,43 @@ def load_model(
     if config.tie_embeddings:  # one parameter, not two over the same memory
         model.lm_head.weight = model.embed_tokens.weight
     return model.eval(), tokenizer
+
+
+def load_adapted(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dropout: float = 0.0,
+    dtype: torch.dtype | None = torch.float32,
+    *,
+    as_trained: bool = True,
+) -> tuple[Transformer, Tokenizer]:
+    """Load the base of an adapter and put the adapter on; only `a` and `b` can be trained.
+
+    With as_trained=False a base that was held in 8 bits is left at the precision of its file.
+
+    Raises: CheckpointError, also if the base is gone or another one by now.
+    """
+    base = find_base(folder)
+    int8 = as_trained and base.int8
+    # Round what training rounded: the weights in fp32.
+    model, _ = load_model(base.folder, device, dropout, torch.float32 if int8 else dtype)
+    if int8:
+        quantize_linears(model)
+        for parameter in model.parameters():  # the scales are none, and stay in fp32
+            parameter.data = parameter.data.to(dtype or parameter.dtype)
+    read_adapter(folder, model, base.family)
+    return model.eval(), _load_tokenizer(holder(folder, "tokenizer.json"), model.config)
+
+
+def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    """Load the tokenizer of a model. Raises: CheckpointError if it has more tokens than that."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
+            f" {config.vocab_size}"
+        )
+    return tokenizer
 
 
 def check_fit(
@@ -234,7 +288,7 @@ def sample_defaults(folder: Path) -> SampleConfig:
 
     Raises: CheckpointError naming a setting of the wrong type or out of range.
     """
-    file = folder / "generation_config.json"
+    file = holder(folder, "generation_config.json") / "generation_config.json"
     raw = read_json(file) if file.is_file() else {}
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file}: not a JSON object; use another copy")

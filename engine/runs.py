@@ -16,21 +16,26 @@ from engine.files import write_whole
 # Everything that a run writes into its folder; what else is there is the user's and stays.
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 OWN = ("recipe.yaml", "metrics.jsonl", "plan.json", *TOKENIZER, "stdin", "best", "last")
+# What a folder holds that is a checkpoint: a whole model, or an adapter beside another.
+MODELS = ("config.json", "adapter_config.json")
 OWN_PATTERNS = ("step-[0-9]*", ".step-*.tmp", ".*.tmp")
 
 
 def find(name: str, root: Path, holding: str = "config.json") -> Path:
     """Find a checkpoint by folder, or by name under `root`; of a run, take its best.
 
+    A folder that holds an adapter and nothing else is one too, unless other than a model is asked.
+
     Raises: CheckpointError listing the names there are.
     """
+    wanted = MODELS if holding in MODELS else (holding,)
     for base in (Path(os.path.expanduser(name)), root / name):
         # Unlike those of Path, these functions take names that no file can have.
         for link in (base / "best", base / "last"):
             if os.path.islink(link) and not os.path.exists(link):
                 raise CheckpointError(f"{link} names {link.readlink()}, which is gone")
         for candidate in (base, base / "best", base / "last"):
-            if os.path.isfile(candidate / holding):
+            if any(os.path.isfile(candidate / file) for file in wanted):
                 return candidate
     if name.endswith(".gguf") and os.path.isfile(name):
         raise CheckpointError(f"{name}: not imported yet; lm import {name} -o checkpoints/NAME")
@@ -47,7 +52,7 @@ def list_runs(root: Path) -> list[str]:
         path.name
         for path in root.iterdir()
         if not path.name.startswith(".")
-        and any((path / part / "config.json").is_file() for part in ("", "last", "best"))
+        and any((path / part / file).is_file() for part in ("", "last", "best") for file in MODELS)
     )
 
 

@@ -53,8 +53,8 @@ class TensorSpec:
 class Weights:
     """The tensors of a folder by name, read one at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open a folder's files and read their headers.
+    def __init__(self, folder: Path, only: str = "") -> None:
+        """Open the weight files of a folder, or the `only` one, and read their headers.
 
         Raises: CheckpointError if a file is missing or malformed, or the index leads elsewhere.
         """
@@ -62,7 +62,8 @@ class Weights:
         self.specs: dict[str, TensorSpec] = {}
         self.files: list[Path] = []
         self._file_of: dict[str, Any] = {}
-        for file, expected in _files(folder).items():
+        files: dict[str, set[str] | None] = {only: None} if only else _files(folder)
+        for file, expected in files.items():
             self.files.append(folder / file)
             try:
                 if (folder / file).exists() and not (folder / file).is_file():

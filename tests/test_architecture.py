@@ -17,10 +17,13 @@ FLOORS = [
     ("engine.hardware",),
     ("engine.model", "engine.weights"),
     ("engine.manifest",),
+    ("engine.adapter_config",),
+    ("engine.adapter",),
     ("engine.checkpoint",),
     ("engine.interop",),
     ("engine.data",),
     ("engine.train", "engine.generate"),
+    ("engine.finetune",),
     ("cli",),
 ]
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])

@@ -11,7 +11,7 @@ COMMANDS = (
     *([], ["count-tokens"], ["tokenize"], ["train-tokenizer"]),
     *(["train"], ["runs"], ["plot"], ["show"]),
     *(["recipes"], ["recipes", "show"], ["recipes", "check"], ["recipes", "explain"]),
-    *(["generate"], ["chat"], ["import"], ["export"], ["verify"]),
+    *(["generate"], ["chat"], ["import"], ["merge"], ["export"], ["verify"]),
 )
 
 

@@ -37,6 +37,7 @@ def show(
 
     path = Path(os.path.expanduser(model))
     foreign = os.path.isfile(path / "config.json") and not os.path.exists(path / "manifest.json")
+    foreign = foreign and not os.path.exists(path / "adapter_config.json")
     if foreign or (os.path.isfile(path) and path.suffix.lower() == ".gguf"):
         shown = showing.look_outside(path)
     else:

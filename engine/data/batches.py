@@ -133,36 +133,42 @@ class SampleBatches:
 
     def longest(self) -> list[Batch]:
         """Return a batch of the longest bins: no other takes more memory."""
-        sizes = [sum(len(self.samples[index].ids) for index in chosen) for chosen in self.bins]
+        sizes = [self.size(chosen) for chosen in self.bins]
         order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
         return self._batch([order[i % len(order)] for i in range(self.packs)])
+
+    def size(self, chosen: Sequence[int]) -> int:
+        """Return the tokens of some samples."""
+        return sum(len(self.samples[index].ids) for index in chosen)
 
     def where(self, sample: int) -> Place:
         """Return where a sample lies."""
         pack = next(number for number, chosen in enumerate(self.bins) if sample in chosen)
         chosen = self.bins[pack]
         before = chosen[: chosen.index(sample)]
-        offset = sum(len(self.samples[index].ids) for index in before)
-        return Place(pack=pack, offset=offset, samples=tuple(chosen))
+        return Place(pack=pack, offset=self.size(before), samples=tuple(chosen))
 
     def _batch(self, numbers: list[int]) -> list[Batch]:
         """Return the bins of these numbers in parts of as many each."""
         size = self.packs // self.parts
         groups = [numbers[start : start + size] for start in range(0, self.packs, size)]
-        return [self._row([i for number in group for i in self.bins[number]]) for group in groups]
+        return [
+            end_to_end([self.samples[i] for number in group for i in self.bins[number]])
+            for group in groups
+        ]
 
-    def _row(self, chosen: list[int]) -> Batch:
-        """Return samples end to end; the last token of each has nothing to predict."""
-        samples = [self.samples[index] for index in chosen]
-        tokens = np.concatenate([sample.ids for sample in samples]).astype(np.int64)
-        learned = np.concatenate([sample.learned for sample in samples])
-        targets = np.where(learned, tokens, IGNORE)
-        targets = np.append(targets[1:], IGNORE)  # a sample's first token is never learned
-        return Batch(
-            tokens_BT=torch.from_numpy(tokens)[None],
-            targets_BT=torch.from_numpy(targets)[None],
-            lengths=tuple(len(sample.ids) for sample in samples),
-        )
+
+def end_to_end(samples: Sequence[Sample]) -> Batch:
+    """Lay samples in one row; the last token of each has nothing to predict."""
+    tokens = np.concatenate([sample.ids for sample in samples]).astype(np.int64)
+    learned = np.concatenate([sample.learned for sample in samples])
+    targets = np.where(learned, tokens, IGNORE)
+    targets = np.append(targets[1:], IGNORE)  # a sample's first token is never learned
+    return Batch(
+        tokens_BT=torch.from_numpy(tokens)[None],
+        targets_BT=torch.from_numpy(targets)[None],
+        lengths=tuple(len(sample.ids) for sample in samples),
+    )
 
 
 def digest(samples: Iterable[Sample]) -> str:

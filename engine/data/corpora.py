@@ -107,7 +107,7 @@ def open_corpus(source: str, config: DataConfig, piped: Path | None = None) -> C
     Raises: DataError if there is nothing to read.
     """
     if source == "stdlib":
-        return _stdlib()
+        return stdlib()
     if source == "pydoc":
         from pydoc_data import topics
 
@@ -148,8 +148,11 @@ def walk(folder: Path) -> Iterator[Path]:
             yield from walk(entry)
 
 
-def _stdlib() -> Corpus:
-    """Return the running interpreter's standard library, as source files."""
+def stdlib() -> Corpus:
+    """Return the running interpreter's standard library, as source files.
+
+    Raises: DataError if the interpreter came without them.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     files = [
         (file.relative_to(root).as_posix(), file)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.adapter_config import MERGE, is_adapter
 from engine.checkpoint import check_fit
+from engine.errors import CheckpointError
 from engine.files import whole_folder
 from engine.interop.gguf.folder import Written, write
 from engine.interop.gguf.tokenizer import tokenizer_to_gguf
@@ -41,6 +43,7 @@ def to_gguf(folder: Path, out: Path, dtype: str, name: str) -> Written:
     `out` exists; ResourceError if the disk refuses.
     """
     check_free(out)
+    _refuse_adapter(folder)
     manifest = read_manifest(folder)
     tokenizer = load_tokenizer(folder)
     raw = read_json(folder / "config.json")
@@ -61,6 +64,7 @@ def to_folder(folder: Path, out: Path, dtype: str) -> int:
     Raises: RecipeError if `out` exists; ResourceError if the disk refuses.
     """
     check_free(out)
+    _refuse_adapter(folder)
     manifest = read_manifest(folder)
     weights = Weights(folder)
     specs = [
@@ -83,6 +87,12 @@ def to_folder(folder: Path, out: Path, dtype: str) -> int:
         for _ in write_weights(made, specs, map(weights.read, weights.specs)):
             pass
     return total
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise CheckpointError if a folder holds no whole model."""
+    if is_adapter(folder):
+        raise CheckpointError(f"{folder}: is an adapter, not a whole model; {MERGE.format(folder)}")
 
 
 def licence_of(manifest: Mapping[str, Any]) -> str:

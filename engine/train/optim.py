@@ -2,7 +2,8 @@
 
 Muon takes the momentum of a matrix's gradient and replaces it by the nearest matrix whose singular
 values are all about one, so that rare directions learn as fast as common ones. Embedding, head,
-norms and biases are not maps between hidden spaces; they get AdamW.
+norms and biases are not maps between hidden spaces; they get AdamW. So do the factors of a LoRA,
+whose product alone is such a map, at the rate of the matrices.
 
 Sources: Jordan et al. 2024, kellerjordan.github.io/posts/muon (Muon, Newton–Schulz coefficients);
 Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW).
@@ -117,12 +118,16 @@ class Optimizers:
     def __init__(self, model: Transformer, config: OptimConfig) -> None:
         """Give each trainable parameter to one optimizer, matrices to the one the config names."""
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2}
+        factors = {n: p for n, p in named.items() if n.endswith((".a", ".b"))}
+        blocks = {n: p for n, p in named.items() if n.startswith("blocks.") and n not in factors}
+        matrices = {n: p for n, p in blocks.items() if p.ndim == 2}
         embedding = {n: p for n, p in named.items() if n.startswith("embed_")}
-        rest = {n: p for n, p in named.items() if n not in matrices and n not in embedding}
+        taken = {*factors, *matrices, *embedding}
+        rest = {n: p for n, p in named.items() if n not in taken}
         # A tied embedding is the output head too, where a row's rate would be far too high.
         embed_lr = config.head_lr if model.config.tie_embeddings else config.embed_lr
         groups = [(embedding, embed_lr, 0.0), (rest, config.head_lr, 0.0)]
+        groups += [(factors, config.lr, config.weight_decay)]
         self.parts = OPTIMIZERS[config.name](matrices, groups, config)
 
     def step(self, factor: float) -> None:

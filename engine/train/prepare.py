@@ -1,6 +1,6 @@
 """From a recipe to everything the first step needs: folder, text, tokenizer, tokens, model.
 
-Next on the arrow: `engine/train/run.py`, which takes the steps.
+Next on the arrow: `engine/train/pretrain.py`, which knows what to learn from them.
 """
 
 import dataclasses
@@ -164,7 +164,8 @@ def build_model(
 ) -> tuple[Transformer, Optimizers]:
     """Make the model and its optimizer: new from the seed, or exactly as they were saved."""
     rows = recipe.train.batch_size // recipe.train.accumulate
-    needed = train_bytes(recipe.model, rows, recipe.data.seq_len)
+    recompute = recipe.train.recompute
+    needed = train_bytes(recipe.model, rows, recipe.data.seq_len, recompute=recompute)
     check_memory(needed, device, "training this model")
     if not saved:
         model = Transformer(recipe.model, recipe.train.dropout)

@@ -1,0 +1,129 @@
+"""What did tuning cost elsewhere? Bits per byte on other texts, before and after.
+
+The same documents are scored twice, so the difference is taken document by document: how hard each
+one is drops out of its interval. An interval that does not hold 0 is learning or forgetting.
+
+Source: Efron & Tibshirani 1993, chapters 8 and 13 (bootstrap of paired data, percentile interval).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from engine.data.corpora import Corpus
+from engine.errors import DataError
+from engine.model.transformer import Transformer
+from engine.text.tokenizer import Tokenizer
+from engine.train.evaluate import Score, score_documents
+
+FEWEST = 8  # documents; of fewer, windows are the units
+LEAST = 256  # bytes read of a document
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """An even share of a text, cut into units that can be drawn again."""
+
+    name: str
+    units: Literal["documents", "windows"]
+    tokens: list[np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgetting:
+    """Bits per byte of one text before and after tuning; a difference above 0 is forgetting."""
+
+    text: str
+    units: Literal["documents", "windows"]
+    n: int  # units
+    bytes: int
+    before: float
+    after: float
+    low: float  # of the difference, 95 %; both are nan for a single unit
+    high: float
+
+    @property
+    def difference(self) -> float:
+        """Return bits per byte after, less those before."""
+        return self.after - self.before
+
+
+def take(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    *,
+    context: int,
+    max_bytes: int,
+    keep: Callable[[str], bool] = lambda document: True,
+) -> Sample:
+    """Take about `max_bytes` bytes of a corpus: the same share of each document, its beginning.
+
+    `keep` chooses documents by name, such as those held out. Where there are too many to say
+    anything about each, every k-th is taken. The corpus is read twice, in flat memory.
+
+    Raises: DataError if it cannot be read or if nothing is left.
+    """
+    sizes = [size for size, _ in _documents(corpus, keep, lambda number: 0)]
+    if not any(sizes):
+        raise DataError(f"{corpus.name}: no text to score")
+    every = math.ceil(len(sizes) * LEAST / max(LEAST, max_bytes))
+    share = min(1.0, max_bytes / sum(sizes[::every]))
+
+    def wanted(number: int) -> int:
+        return 0 if number % every else max(LEAST, math.ceil(share * sizes[number]))
+
+    texts = [text for _, text in _documents(corpus, keep, wanted) if text]
+    tokens = [np.array(ids) for ids in tokenizer.encode_batch(texts) if ids]
+    if len(tokens) >= FEWEST:
+        return Sample(name=corpus.name, units="documents", tokens=tokens)
+    cut = [ids[at : at + context] for ids in tokens for at in range(0, len(ids), context)]
+    return Sample(name=corpus.name, units="windows", tokens=cut)
+
+
+def _documents(
+    corpus: Corpus, keep: Callable[[str], bool], wanted: Callable[[int], int]
+) -> Iterator[tuple[int, str]]:
+    """Yield the characters of each document kept, and so many of its first as are `wanted`."""
+    size, number, text = 0, 0, ""
+    for piece in corpus.pieces():
+        if not keep(piece.document):
+            continue
+        text += piece.text[: max(0, wanted(number) - len(text))]
+        size += len(piece.text)
+        if piece.end:
+            yield size, text
+            size, number, text = 0, number + 1, ""
+
+
+def measure(model: Transformer, tokenizer: Tokenizer, sample: Sample, context: int) -> list[Score]:
+    """Score each unit of a sample."""
+    return score_documents(model, tokenizer, sample.tokens, context=context, stride=context)
+
+
+def compare(
+    sample: Sample, before: list[Score], after: list[Score], *, seed: int = 0
+) -> Forgetting:
+    """Compare two measurements of one sample, with an interval by drawing its units again."""
+    bytes_U = np.array([unit.bytes for unit in before])
+    bits_2U = np.array([[unit.nats for unit in side] for side in (before, after)]) / math.log(2)
+    low = high = math.nan
+    if len(before) > 1:
+        drawn = np.random.default_rng(seed).integers(len(before), size=(RESAMPLES, len(before)))
+        lost_U = bits_2U[1] - bits_2U[0]
+        differences = lost_U[drawn].sum(1) / bytes_U[drawn].sum(1)
+        low, high = (float(edge) for edge in np.quantile(differences, (0.025, 0.975)))
+    size = int(bytes_U.sum())
+    return Forgetting(
+        text=sample.name,
+        units=sample.units,
+        n=len(before),
+        bytes=size,
+        before=float(bits_2U[0].sum() / size),
+        after=float(bits_2U[1].sum() / size),
+        low=low,
+        high=high,
+    )
