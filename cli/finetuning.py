@@ -43,36 +43,7 @@ class FinetuningStory:
     def header(self, prepared: Prepared) -> list[str]:
         """Say which rows are learned, how much of them, beside what."""
         objective, recipe = _objective(prepared), prepared.recipe
-        tuning = objective.tuning
-        tally, packs = tuning.train.tally, len(objective.packs.bins)
-        share = tally.learned / max(1, tally.tokens)
-        lines = [
-            f"base   {recipe.train.base}",
-            f"data   {recipe.data.train}: {tally.rows:,} rows of {tuning.format}, {tally.tokens:,}"
-            f" tokens; trained {tally.learned:,} of them ({share:.0%})",
-            f"held   {tuning.valid.tally.rows:,} rows: {tuning.rule}",
-        ]
-        if share < FEW:
-            lines.append("note   under 5 % of the tokens are learned; is that what you want?")
-        if tally.answers:
-            lines.append(f"stop   learned in {tally.stops:,} of {tally.answers:,} answers")
-        gone = [
-            f"{number:,} {what}"
-            for number, what in (
-                (tally.dropped, "dropped"),
-                (tally.cut, f"cut, by {tally.cut_tokens:,} tokens"),
-                (tally.split, "split"),
-            )
-            if number
-        ]
-        if gone:
-            lines.append(
-                f"long   {tally.overlong:,} rows over {recipe.data.seq_len} tokens: {', '.join(gone)}"
-            )
-        if tally.lookalikes:
-            lines.append(f"text   {tally.lookalikes:,} rows spell control tokens; they stay text")
-        if recipe.data.packing:
-            lines.append(f"packs  {packs:,} of up to {recipe.data.seq_len} tokens")
+        lines = [f"base   {recipe.train.base}", *_row_lines(objective)]
         if objective.replayed:
             source = recipe.data.replay or "what the base learned"
             lines.append(f"replay {objective.replayed} windows of {source} in each batch")
@@ -97,13 +68,14 @@ class FinetuningStory:
         asked = next(filter(_is_asked, _objective(prepared).tuning.valid.samples), None)
         if asked is None:
             return ""
-        start = int(asked.learned.argmax())
-        said = written(prepared, asked.ids[:start].tolist())
+        ids = asked.ids[: int(asked.learned.argmax())].tolist()
+        said = written(prepared, ids)
         if len(self.scores) == 1 and not self.scores[0].step:
             self.first_sample = said
-        question = prepared.tokenizer.decode(asked.ids[:start].tolist())
+        special = prepared.tokenizer.special
+        question = prepared.tokenizer.decode([token for token in ids if token not in special])
         before = f" · base: {_short(self.first_sample)}" if self.first_sample else ""
-        return f"…{_short(question, end=True)} → {_short(said)}{before}"
+        return f"{_short(question, end=True)} → {_short(said)}{before}"
 
     def report(self, finished: Finished, progress: Progress, as_json: bool, quiet: bool) -> None:
         """Say what was learned and what was forgotten, and what to do next."""
@@ -150,6 +122,30 @@ class FinetuningStory:
 def _objective(prepared: Prepared) -> Finetuning:
     assert isinstance(prepared.objective, Finetuning)
     return prepared.objective
+
+
+def _row_lines(objective: Finetuning) -> list[str]:
+    """Say how many rows there are, what of them is learned, and what became of long ones."""
+    recipe, tuning = objective.recipe, objective.tuning
+    tally, limit = tuning.train.tally, recipe.data.seq_len
+    share = tally.learned / max(1, tally.tokens)
+    lines = [
+        f"data   {recipe.data.train}: {tally.rows:,} rows of {tuning.format}, {tally.tokens:,}"
+        f" tokens; trained {tally.learned:,} of them ({share:.0%})",
+        f"held   {tuning.valid.tally.rows:,} rows: {tuning.rule}",
+    ]
+    if share < FEW:
+        lines.append("note   under 5 % of the tokens are learned; is that what you want?")
+    if tally.answers:
+        lines.append(f"stop   learned in {tally.stops:,} of {tally.answers:,} answers")
+    fates = {"dropped": tally.dropped, "cut": tally.cut, "split": tally.split}
+    if gone := [f"{number:,} {what}" for what, number in fates.items() if number]:
+        lines.append(f"long   {tally.overlong:,} rows over {limit} tokens: {', '.join(gone)}")
+    if tally.lookalikes:
+        lines.append(f"text   {tally.lookalikes:,} rows spell control tokens; they stay text")
+    if recipe.data.packing:
+        lines.append(f"packs  {len(objective.packs.bins):,} of up to {limit} tokens")
+    return lines
 
 
 def _is_asked(sample: Sample) -> bool:

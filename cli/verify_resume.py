@@ -1,4 +1,4 @@
-"""The proof behind `--verify-resume` of `lm train` and `lm finetune`: kill a real run, resume it, compare every bit."""
+"""The proof behind `--verify-resume`: kill a real run, resume it, compare every bit."""
 
 import json
 import os

@@ -19,6 +19,8 @@ SHARE_GPT = {
     **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
     **{"system": "system", "tool": "tool", "observation": "tool", "function_call": "assistant"},
 }
+NAMES = ("where", "task")  # fields that are no content
+MARKS = ("train", "weight")  # of a message: whether it is learned
 MASKS = ("labels", "mask", "loss_mask")
 IGNORED = -100  # a label that is not learned, as everywhere
 LARGEST_ID = 2**31 - 1
@@ -38,11 +40,12 @@ class Example:
     tools: tuple[dict[str, Any], ...] = ()
     ids: tuple[int, ...] = ()
     mask: tuple[bool, ...] = ()  # per id: whether it is learned
+    task: str = ""  # the kind of question, if the row names one: right answers are counted by it
 
     @property
     def digest(self) -> str:
         """Return the sha256 of the content, which a row keeps wherever it moves."""
-        content = [getattr(self, field.name) for field in fields(self) if field.name != "where"]
+        content = [getattr(self, field.name) for field in fields(self) if field.name not in NAMES]
         text = json.dumps(content, sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -118,7 +121,8 @@ def _answered(row: dict[str, Any], where: str, prompt: str, completion: str) -> 
     """Return a prompt with its completion; as messages if something comes before them."""
     history = _list(row, "history", where)
     if not history and not row.get("system") and not row.get("tools"):
-        return Example(where=where, kind="prompt", prompt=prompt, completion=completion)
+        task = _text(row, "task", where)
+        return Example(where=where, kind="prompt", prompt=prompt, completion=completion, task=task)
     talk = []
     for turn in (*history, [prompt, completion]):
         if not isinstance(turn, list) or [type(text) for text in turn] != [str, str]:
@@ -173,20 +177,20 @@ def _conversation(talk: list[Any], row: dict[str, Any], where: str, *, given: in
 
     Answers among the first `given` messages are not learned, unless they say so themselves.
     """
-    for number, message in enumerate(talk, 1):
-        if is_share_gpt(message):
-            has = f'role "{message["role"]}"' if message.get("role") else 'no "role"'
-            has += "" if message.get("content") is not None else ' and no "content"'
-            raise DataError(
-                f"{where}: message {number} has {has}; looks like ShareGPT: data.format=sharegpt"
-            )
+    _refuse_share_gpt(talk, where)
+    unmarked = [
+        {key: value for key, value in message.items() if key not in MARKS}
+        if isinstance(message, dict)
+        else message
+        for message in talk
+    ]
     messages, learned = [], []
-    for number, message in enumerate(check_messages(talk, where), 1):
+    for number, message in enumerate(check_messages(unmarked, where), 1):
         place = f"{where}: message {number}"
         if message["role"] not in ROLES:
             near = nearest(message["role"], ROLES) or f"; known are {', '.join(ROLES)}"
             raise DataError(f'{place} has role "{message["role"]}"{near}')
-        flag = _is_learned(message, place)
+        flag = _is_learned(talk[number - 1], place)
         answer = message["role"] == "assistant"
         learned.append(False if flag is None and answer and number <= given else flag)
         messages.append(_bare(message, place))
@@ -211,6 +215,17 @@ def _conversation(talk: list[Any], row: dict[str, Any], where: str, *, given: in
     )
 
 
+def _refuse_share_gpt(talk: list[Any], where: str) -> None:
+    """Raise DataError for a message of ShareGPT among others."""
+    for number, message in enumerate(talk, 1):
+        if is_share_gpt(message):
+            has = f'role "{message["role"]}"' if message.get("role") else 'no "role"'
+            has += "" if message.get("content") is not None else ' and no "content"'
+            raise DataError(
+                f"{where}: message {number} has {has}; looks like ShareGPT: data.format=sharegpt"
+            )
+
+
 def _is_learned(message: Mapping[str, Any], where: str) -> bool | None:
     """Return what a message, or all parts of its content, say on being learned; None: nothing."""
     train, weight, content = (message.get(key) for key in ("train", "weight", "content"))
@@ -229,8 +244,8 @@ def _is_learned(message: Mapping[str, Any], where: str) -> bool | None:
 
 
 def _bare(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a message without nulls and marks of learning, its parts joined to one text."""
-    bare = {k: v for k, v in message.items() if v is not None and k not in ("train", "weight")}
+    """Return a message without nulls, its parts joined to one text."""
+    bare = {key: value for key, value in message.items() if value is not None}
     if isinstance(bare.get("content"), list):
         other = next((part["type"] for part in bare["content"] if part["type"] != "text"), None)
         if other is not None:

@@ -18,10 +18,12 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
-from engine.data.corpora import walk
+from engine.config import DataConfig
+from engine.data.corpora import open_corpus, walk
 from engine.data.documents import open_parquet, read_text
 from engine.errors import DataError
 
+CORPORA = ("stdlib", "pydoc")  # whose documents are rows too
 LOOKED_AT = 1 << 16  # bytes at the beginning of a file that tell what it is
 BOM = "\ufeff"
 KINDS = {
@@ -74,7 +76,7 @@ def made_rows(name: str, make: Callable[[], Iterable[object]]) -> Rows:
 
 
 def open_rows(source: str, *, piped: Path | None = None) -> dict[str, Rows]:
-    """Find the rows that `source` names: a file, a folder, a glob, or - for `piped`.
+    """Find the rows that `source` names: a file, a folder, a glob, - for `piped`, or a corpus.
 
     A folder with files (or folders) named train, valid, validation, val, dev or test is read by
     these names; of any other, all files of rows are for training.
@@ -82,6 +84,8 @@ def open_rows(source: str, *, piped: Path | None = None) -> dict[str, Rows]:
     Returns: Rows under "train", and under "valid" and "test" where there are any.
     Raises: DataError if there is nothing to read, or a file is empty, binary or unreadable.
     """
+    if source in CORPORA:
+        return {"train": made_rows(source, lambda: _texts(source))}
     if source == "-":
         assert piped is not None
         return {"train": _rows("standard input", [("stdin", piped)])}
@@ -100,6 +104,17 @@ def open_rows(source: str, *, piped: Path | None = None) -> dict[str, Rows]:
     if not files:
         raise DataError(f"{source}: no such file, folder or pattern")
     return {"train": _rows(source, files)}
+
+
+def _texts(corpus: str) -> Iterator[dict[str, str]]:
+    """Yield the documents of a named corpus as rows of text."""
+    text = ""
+    for piece in open_corpus(corpus, DataConfig()).pieces():
+        text += piece.text
+        if piece.end:
+            if text:
+                yield {"text": text}
+            text = ""
 
 
 def _open_folder(source: str, folder: Path) -> dict[str, Rows]:
@@ -255,7 +270,7 @@ def _read_json(name: str, file: IO[bytes]) -> Iterator[Row]:
 def _elements(name: str, text: str, at: int) -> Iterator[Row]:
     """Yield the elements of the array that opens before `at`."""
 
-    def broken(what: str, at: int) -> DataError:
+    def _broken_at(what: str, at: int) -> DataError:
         error = json.JSONDecodeError(what, text, at)
         return DataError(f"{name}:{error.lineno}: {_broken(error)}")
 
@@ -264,7 +279,7 @@ def _elements(name: str, text: str, at: int) -> Iterator[Row]:
     while mark == ",":
         if text[at : at + 1] == "]":
             if number:
-                raise broken("a comma before the closing ]", at)
+                raise _broken_at("a comma before the closing ]", at)
             mark, at = "]", at + 1
             break
         number += 1
@@ -272,7 +287,7 @@ def _elements(name: str, text: str, at: int) -> Iterator[Row]:
         try:
             value, end = DECODER.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            raise broken(error.msg, error.pos) from None
+            raise _broken_at(error.msg, error.pos) from None
         except (ValueError, RecursionError) as error:
             problem = _broken(error)
             try:  # a reading less strict may find where the element ends
@@ -283,9 +298,9 @@ def _elements(name: str, text: str, at: int) -> Iterator[Row]:
         match = cast(re.Match, BETWEEN.match(text, end))
         mark, at = match[1], match.end()
     if mark != "]":
-        raise broken("expected a comma or the closing ]", at)
-    if at != len(text):
-        raise broken("more after the closing ]", at)
+        raise _broken_at("expected a comma or the closing ]", at)
+    if text[at:].strip():
+        raise _broken_at("more after the closing ]", at)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -316,7 +331,7 @@ def _broken(error: Exception) -> str:
         return f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     if isinstance(error, RecursionError):
         return "not valid JSON: nested too deeply"
-    return f"not valid JSON: {error}".partition(";")[0]  # what follows is advice to programmers
+    return f"not valid JSON: {error}".partition("; use sys.")[0]  # advice to programmers
 
 
 def _read_csv(name: str, file: IO[bytes]) -> Iterator[Row]:

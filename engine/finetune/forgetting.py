@@ -7,7 +7,7 @@ Source: Efron & Tibshirani 1993, chapters 8 and 13 (bootstrap of paired data, pe
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Text:
     """An even share of a text, cut into units that can be drawn again."""
 
     name: str
@@ -59,7 +59,7 @@ def take(
     context: int,
     max_bytes: int,
     keep: Callable[[str], bool] = lambda document: True,
-) -> Sample:
+) -> Text:
     """Take about `max_bytes` bytes of a corpus: the same share of each document, its beginning.
 
     `keep` chooses documents by name, such as those held out. Where there are too many to say
@@ -78,10 +78,31 @@ def take(
 
     texts = [text for _, text in _documents(corpus, keep, wanted) if text]
     tokens = [np.array(ids) for ids in tokenizer.encode_batch(texts) if ids]
+    return _cut(corpus.name, tokens, context)
+
+
+def take_tokens(
+    name: str,
+    documents: Sequence[np.ndarray],
+    tokenizer: Tokenizer,
+    *,
+    context: int,
+    max_bytes: int,
+) -> Text:
+    """Take about `max_bytes` bytes of documents that are tokens already, as `take` does."""
+    size = sum(len(tokenizer.piece(int(token))) for ids in documents for token in ids)
+    every = math.ceil(len(documents) * LEAST / max(LEAST, max_bytes))
+    share = min(1.0, max_bytes * every / max(1, size))
+    tokens = [ids[: math.ceil(share * len(ids))].astype(np.int64) for ids in documents[::every]]
+    return _cut(name, tokens, context)
+
+
+def _cut(name: str, tokens: list[np.ndarray], context: int) -> Text:
+    """Make documents the units of a text, or their windows where they are too few."""
     if len(tokens) >= FEWEST:
-        return Sample(name=corpus.name, units="documents", tokens=tokens)
+        return Text(name=name, units="documents", tokens=tokens)
     cut = [ids[at : at + context] for ids in tokens for at in range(0, len(ids), context)]
-    return Sample(name=corpus.name, units="windows", tokens=cut)
+    return Text(name=name, units="windows", tokens=cut)
 
 
 def _documents(
@@ -99,15 +120,13 @@ def _documents(
             size, number, text = 0, number + 1, ""
 
 
-def measure(model: Transformer, tokenizer: Tokenizer, sample: Sample, context: int) -> list[Score]:
-    """Score each unit of a sample."""
-    return score_documents(model, tokenizer, sample.tokens, context=context, stride=context)
+def measure(model: Transformer, tokenizer: Tokenizer, text: Text, context: int) -> list[Score]:
+    """Score each unit of a text."""
+    return score_documents(model, tokenizer, text.tokens, context=context, stride=context)
 
 
-def compare(
-    sample: Sample, before: list[Score], after: list[Score], *, seed: int = 0
-) -> Forgetting:
-    """Compare two measurements of one sample, with an interval by drawing its units again."""
+def compare(text: Text, before: list[Score], after: list[Score], *, seed: int = 0) -> Forgetting:
+    """Compare two measurements of one text, with an interval by drawing its units again."""
     bytes_U = np.array([unit.bytes for unit in before])
     bits_2U = np.array([[unit.nats for unit in side] for side in (before, after)]) / math.log(2)
     low = high = math.nan
@@ -118,8 +137,8 @@ def compare(
         low, high = (float(edge) for edge in np.quantile(differences, (0.025, 0.975)))
     size = int(bytes_U.sum())
     return Forgetting(
-        text=sample.name,
-        units=sample.units,
+        text=text.name,
+        units=text.units,
         n=len(before),
         bytes=size,
         before=float(bits_2U[0].sum() / size),

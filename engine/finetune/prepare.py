@@ -56,10 +56,10 @@ def check_settings(recipe: Recipe, base: ModelConfig) -> None:
             f"data.format={recipe.data.format} is a kind of file; finetuning wants a kind of row:"
             " auto, text, prompt, alpaca, messages, sharegpt or tokens"
         )
-    if recipe.data.seq_len > base.max_seq_len:
+    longest = max(recipe.data.seq_len, recipe.eval.seq_len)
+    if longest > base.max_seq_len:
         raise RecipeError(
-            f"data.seq_len={recipe.data.seq_len} is more than the base can read,"
-            f" {base.max_seq_len} tokens"
+            f"data.seq_len or eval.seq_len is {longest}; the base reads {base.max_seq_len} tokens"
         )
 
 

@@ -18,11 +18,10 @@ from engine.adapter_config import weights_digest
 from engine.config import Recipe
 from engine.cost import parameters, train_bytes
 from engine.data.corpora import open_corpus
-from engine.data.pack import PackProgress
 from engine.data.samples import Sample, with_template
 from engine.errors import RecipeError, ResourceError
 from engine.finetune.answers import Question, TaskScore, answer, tally, usual_answers
-from engine.finetune.forgetting import Forgetting, Text, compare, measure, take
+from engine.finetune.forgetting import Forgetting, Text, compare, measure, take, take_tokens
 from engine.finetune.objective import Finetuning
 from engine.finetune.prepare import Side, Tuning, check_settings, own_text, read_rows
 from engine.hardware import (
@@ -254,8 +253,9 @@ def texts(recipe: Recipe, tuning: Tuning, tokenizer: Tokenizer, context: int) ->
     if tuning.own_text:
         tokens = tuning.own_text.tokens("valid")
         name = f"{recipe.data.replay or 'what the base learned'}, held out"
-        units = [ids.astype(np.int64) for ids in documents(tokens, tokenizer.end_of_text)]
-        chosen.append(Text.of(name, units, context, recipe.eval.bytes, tokenizer))
+        whole = list(documents(tokens, tokenizer.end_of_text))
+        most = recipe.eval.bytes
+        chosen.append(take_tokens(name, whole, tokenizer, context=context, max_bytes=most))
     for source in filter(None, map(str.strip, recipe.eval.texts.split(","))):
         corpus = open_corpus(source, recipe.data)
         chosen.append(take(corpus, tokenizer, context=context, max_bytes=recipe.eval.bytes))

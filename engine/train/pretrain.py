@@ -19,7 +19,14 @@ from engine.model.transformer import Transformer
 from engine.runs import hold
 from engine.train.evaluate import Score, score
 from engine.train.loss import next_token_loss
-from engine.train.prepare import Data, build_model, fill_sizes, open_folder, prepare_data
+from engine.train.prepare import (
+    Data,
+    build_model,
+    check_settings,
+    fill_sizes,
+    open_folder,
+    prepare_data,
+)
 from engine.train.run import Event, Job, go
 
 
@@ -40,6 +47,7 @@ def run(
     Raises: RecipeError if the folder holds a run and neither `resume` nor `force` is set, or holds
     another run than the recipe describes; DataError, CheckpointError, and what `go` raises.
     """
+    check_settings(recipe)
     keep_heap()
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)

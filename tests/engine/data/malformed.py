@@ -81,7 +81,9 @@ MALFORMED = [
         "raw tab", "a.jsonl", line_217('{"a": "\t"}'), "217: not valid JSON: Invalid control"
     ),
     Malformed("NaN", "a.jsonl", line_217('{"a": NaN}'), "217: not valid JSON: NaN is not a number"),
-    Malformed("key twice", "a.jsonl", line_217('{"a": 1, "a": 2}'), '217: not valid JSON: key "a"'),
+    Malformed(
+        "key twice", "a.jsonl", line_217('{"a;": 1, "a;": 2}'), 'JSON: key "a;" twice in one'
+    ),
     Malformed(
         "deep", "a.jsonl", line_217('{"a":' + "[" * 99999), "217: not valid JSON: nested too"
     ),
@@ -101,7 +103,7 @@ MALFORMED = [
     Malformed("NaN in array", "a.json", b'[{"text": "a"}, {"text": NaN}]', "a.json:2: not valid"),
     Malformed("array of texts", "a.json", b'["a", "b"]', "a.json:1: a row is an object"),
     Malformed("latin-1 array", "a.json", b'[\n{"text": "\xe9"}]', "a.json:2: not UTF-8"),
-    Malformed("empty array", "a.json", b"[]", "a.json: no rows in it"),
+    Malformed("empty array", "a.json", b"[]\n\n", "a.json: no rows in it"),
     Malformed("broken object", "a.json", b'{\n"text": "a",\n}', "neither line by line nor"),
     # CSV.
     Malformed(

@@ -1,11 +1,18 @@
 """What a row of each format means, spelled out."""
 
 import json
+from collections import Counter
+from datetime import datetime
+from decimal import Decimal
+from random import Random
 
 import pytest
 
 from engine.data.examples import CONVERT, Example
+from engine.data.formats import examples
+from engine.data.rows import made_rows
 from engine.errors import DataError
+from engine.text.chat import check_messages
 from tests.engine.data.malformed import ANSWER, SHARE, USER
 
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -195,3 +202,57 @@ def test_the_digest_goes_by_content_alone():
     assert (
         one("messages", messages=swapped).digest == one("messages", messages=[USER, ANSWER]).digest
     )
+
+
+WORDS = ["role", "content", "from", "value", "user", "assistant", "gpt", "function_call", "type"]
+WORDS += ["messages", "tools", "train", "weight", "text", "[]", "[[", "\ud800", "name"]
+ODD = [None, True, False, 0, 1, -100, 0.5, 1.0, float("nan"), b"bytes", Decimal(1)]
+ODD += [datetime(2024, 1, 1)]
+
+
+def any_value(random, depth=3):
+    """Any value that a row may hold: parquet has bytes, dates and decimals too."""
+    kind = random.randrange(5 if depth else 2)
+    if kind < 2:
+        return random.choice(WORDS if kind else ODD)
+    if kind == 2:
+        return [any_value(random, depth - 1) for _ in range(random.randrange(4))]
+    if kind == 3:
+        return {random.choice(WORDS): any_value(random, depth - 1) for _ in range(3)}
+    return some(random, USER | {"train": True, "weight": 1, "tool_calls": [], "value": "x"})
+
+
+def some(random, row):
+    """Most of a row, now and then with another value."""
+    return {
+        key: any_value(random, 2) if random.random() < 0.15 else value
+        for key, value in row.items()
+        if random.random() < 0.7
+    }
+
+
+@pytest.mark.parametrize("format", CONVERT)
+def test_any_row_is_an_example_or_a_data_error(format):
+    """Nothing else escapes, and what comes through is whole; both happen hundreds of times."""
+    random, ends = Random(format), Counter()
+    extra = {"system": "", "tools": "[]", "history": [["a", "b"]], "input": "x", "label": 1}
+    masks = {"labels": [-100, 1], "mask": [0, 1], "attention_mask": [1, 1]}
+    for _ in range(3000):
+        talk = [some(random, USER), some(random, ANSWER | {"weight": 1})]
+        talk = SHARE["conversations"] + talk[:1] if format == "sharegpt" else [USER, ANSWER, *talk]
+        needed = {"text": "a", "prompt": "a", "completion": "b", "instruction": "a", "output": "b"}
+        needed |= {"messages": talk, "input_ids": [1, 1]}
+        row = {key: any_value(random) if random.random() < 0.1 else needed[key] for key in needed}
+        row |= some(random, some(random, extra | masks))
+        try:
+            (example,) = examples(made_rows("made", lambda row=row: [row]), format)
+        except DataError as error:
+            assert str(error).startswith("made:1: ")
+            ends["refused"] += 1
+            continue
+        ends["read"] += 1
+        assert len(example.learned) == len(example.messages)
+        assert len(example.mask) == len(example.ids)
+        assert example.digest
+        check_messages(list(example.messages) or [USER], "made")
+    assert min(ends["read"], ends["refused"]) > 200, ends

@@ -9,7 +9,7 @@ import torch
 from engine.config import DataConfig
 from engine.data.corpora import Corpus, open_corpus
 from engine.errors import DataError
-from engine.finetune.forgetting import Sample, compare, measure, take
+from engine.finetune.forgetting import Text, compare, measure, take
 from engine.train.evaluate import Score
 from tests.conftest import TEXT, make_model
 
@@ -72,7 +72,7 @@ def scores(nats, size=100):
     return [Score(nats=float(one), tokens=10, bytes=size) for one in nats]
 
 
-SAMPLE = Sample(name="t", units="documents", tokens=[])
+SAMPLE = Text(name="t", units="documents", tokens=[])
 
 
 def test_before_after_and_difference_are_bits_per_byte():
