@@ -10,6 +10,7 @@ import typer
 from cli.commands import (
     chat,
     count_tokens,
+    data,
     export,
     finetune,
     generate,
@@ -56,6 +57,7 @@ COMMANDS = {
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
 
 
 def _version(wanted: bool) -> None:

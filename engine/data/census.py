@@ -22,20 +22,22 @@ BARS = 10  # of a histogram
 class Passing:
     """Examples that are counted as they pass; `others` are digests of rows they may share."""
 
-    def __init__(self, examples: Iterable[Example], others: Set[bytes] = frozenset()) -> None:
+    def __init__(self, examples: Iterable[Example], others: Set[str] = frozenset()) -> None:
         self.examples, self.others = examples, others
         self.kinds: Counter[str] = Counter()
-        self.digests: set[bytes] = set()
+        self.digests: set[str] = set()
+        self.places: dict[str, str] = {}  # place of a row → digest of its content
         self.duplicates = self.shared = 0
 
     def __iter__(self) -> Iterator[Example]:
         """Yield the examples."""
         for example in self.examples:
             self.kinds[example.kind] += 1
-            digest = bytes.fromhex(example.digest)[:16]
+            digest = example.digest
             self.duplicates += digest in self.digests
             self.shared += digest in self.others
             self.digests.add(digest)
+            self.places[example.where] = digest
             yield example
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 import numpy as np
 
 from engine.data.examples import Example
+from engine.data.formats import SHOWN, BadRows
 from engine.data.masks import Masked, Masker
 from engine.errors import DataError, RecipeError
 from engine.text.renderer import Renderer
@@ -29,7 +30,6 @@ CHATML = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
 """
-NAMED = 5  # rows that an error names; the others it counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -165,16 +165,13 @@ def _count(tally: Tally, row: Masked, parts: list[np.ndarray], tokenizer: Tokeni
 def _complain(wrong: list[str], too_long: list[str], limit: int, overlong: str) -> None:
     """Raise what is wrong with the rows, if anything: the first of them, and how many."""
     if wrong:
-        raise DataError(_some(wrong))
+        raise BadRows(wrong[:SHOWN], len(wrong))
     if too_long:
         choices = "drop or truncate" if overlong == "split" else "drop, truncate or split"
         only = "; split is for text" if overlong == "split" else ""
+        more = f", … and {len(too_long) - SHOWN:,} more" if len(too_long) > SHOWN else ""
         raise DataError(
-            f"{len(too_long):,} rows are longer than data.seq_len={limit}: {_some(too_long, ', ')};"
+            f"{len(too_long):,} rows are longer than data.seq_len={limit}:"
+            f" {', '.join(too_long[:SHOWN])}{more};"
             f" raise it or set data.overlong={choices}{only}"
         )
-
-
-def _some(items: list[str], separator: str = "\n") -> str:
-    more = f"{separator}… and {len(items) - NAMED:,} more" if len(items) > NAMED else ""
-    return separator.join(items[:NAMED]) + more

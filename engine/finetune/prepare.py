@@ -4,7 +4,7 @@ Next on the arrow: `engine/finetune/run.py`, which makes a run of it.
 """
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -107,7 +107,12 @@ def _held_out(rows: Rows, format: str, data: DataConfig) -> set[str]:
             f"{data.train}: {len(digests)} distinct rows cannot be trained on and held out too;"
             " give more, or others as data.valid"
         )
-    held = {digest for digest in digests if int(digest, 16) % data.holdout == 0}
+    return hold_out(digests, data.holdout)
+
+
+def hold_out(digests: Set[str], one_in: int) -> set[str]:
+    """Return the digests of rows to hold out: one in so many, but not all and at least one."""
+    held = {digest for digest in digests if int(digest, 16) % one_in == 0}
     return held if 0 < len(held) < len(digests) else {min(digests)}
 
 

@@ -24,6 +24,7 @@ COMMANDS = [
     "tokenize",
     "train-tokenizer",
     "recipes",
+    "data",
     "train",
     "runs",
     "plot",
@@ -48,7 +49,7 @@ def loaded(*words: str, cwd=None) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [[], *[[name] for name in COMMANDS], ["recipes", "show"]], ids=str
+    "words", [[], *[[name] for name in COMMANDS], ["recipes", "show"], ["data", "check"]], ids=str
 )
 def test_help_is_cold(words):
     assert loaded(*words, "--help") == []

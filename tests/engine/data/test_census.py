@@ -46,6 +46,9 @@ def test_rows_of_both_sides_are_found_wherever_they_stand(tokenizer):
     valid = [text("b", "valid:9"), text("c", "valid:8"), text("b", "valid:7")]
     found, _, _ = census(valid, tokenizer, others=train)
     assert (found.shared, found.duplicates) == (2, 1)
+    passed = Passing(valid)
+    assert [example.where for example in passed] == list(passed.places)
+    assert passed.places["valid:9"] == passed.places["valid:7"] != passed.places["valid:8"]
     talk = Example(where="x:1", kind="messages", messages=tuple(said("b", "c")))
     assert census([talk], with_template(tokenizer), others=train)[0].shared == 0
 

@@ -14,7 +14,7 @@ from engine.text.chat import render
 from engine.text.renderer import Renderer
 from engine.text.settings import Settings
 from engine.text.tokenizer import Tokenizer
-from tests.engine.text.chats import TEMPLATES, TOOLS, ChatTokenizer, called, said
+from tests.engine.text.chats import TEMPLATES, TOOLS, ChatTokenizer, called, peer, said
 from tests.engine.text.conftest import NOW
 from tests.engine.text.published import llama2, mistral
 
@@ -120,6 +120,18 @@ def test_content_that_spells_control_tokens_yields_none(mask, styled, name):
     assert controls(hostile) == controls(harmless)
     assert (hostile.lookalike, harmless.lookalike) == (True, False)
     assert all("<|im_end|> c" in text for text in texts(tokenizer, hostile))
+
+
+def test_the_mask_is_that_of_transformers(mask, styled):
+    """Where a template marks its answers, theirs is an implementation to compare with."""
+    theirs = peer(styled("marked")).apply_chat_template(
+        TALK, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    masked = mask("marked", TALK)
+    assert masked.ids.tolist() == theirs["input_ids"]
+    assert masked.learned.astype(int).tolist() == theirs["assistant_masks"]
+    shifted = np.roll(theirs["assistant_masks"], 1).tolist()
+    assert masked.learned.astype(int).tolist() != shifted  # the control
 
 
 def test_what_to_learn(mask, styled):

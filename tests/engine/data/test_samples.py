@@ -130,7 +130,7 @@ def test_all_rows_are_read_before_the_first_wrong_ones_are_named(tokenizer):
     rows = [row([1, 2], [0, n % 2], f"x.jsonl:{n}") for n in range(1, 20)]
     with pytest.raises(DataError) as caught:
         make(rows, tokenizer)
-    problems = caught.value.args[0].splitlines()
+    problems = str(caught.value).splitlines()
     assert [line.split(": ")[0] for line in problems[:5]] == [
         f"x.jsonl:{n}" for n in (2, 4, 6, 8, 10)
     ]

@@ -194,6 +194,19 @@ def test_what_cannot_be_proved_is_refused(chat):
         answers(chat, "chatml", [{"role": "assistant", "content": "Hello"}, *said("Hi")])
 
 
+def test_an_answer_ends_where_generation_stops(chat):
+    """Phi-3 writes an end of text after the last turn only, which is no part of any answer."""
+    own = ChatTokenizer(chat.tokenizer("phi3").inner, *TEMPLATES["phi3"])
+    options = {"renderer": chat.renderer, "now": NOW}
+    with pytest.raises(DataError, match="answer of message 2 cannot be proved"):
+        find_answers(TALK, own, **options)
+    own.ends |= {own.inner.token_to_id("<|end|>")}  # as its generation_config.json has it
+    rendered, places = find_answers(TALK, own, **options)
+    found = [own.decode(rendered.ids[place.start : place.stop]) for place in places]
+    assert found == ["Hello <|im_end|>!<|end|>", "Bye<|end|>"]
+    assert rendered.text.endswith("Bye<|end|>\n<|endoftext|>")
+
+
 def test_a_token_across_the_border_is_refused(tokenizer, renderer):
     """`ab` is one token; a prompt that ends with `a` is not how the ids of the whole begin."""
     own = ChatTokenizer(

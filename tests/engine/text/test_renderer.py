@@ -226,3 +226,32 @@ def test_generation_blocks_are_marked_if_asked(renderer):
 
 def test_errors_are_input_errors():
     assert issubclass(CheckpointError, InputError) and issubclass(DataError, InputError)
+
+
+def test_what_was_asked_ahead_is_not_asked_again(renderer, monkeypatch):
+    now = datetime(2020, 1, 1)
+    template = "{{ strftime_now('%Y') }}{{ x }}{{ raise_exception('no') if x == 2 }}"
+    renderer.fill_ahead(template, [{"x": x} for x in (0, 1, 2, 1)], now)
+    with monkeypatch.context() as patch:
+        patch.setattr(renderer, "_ask", None)
+        assert [renderer.fill(template, {"x": x}, now) for x in (0, 1)] == ["20200", "20201"]
+        with pytest.raises(DataError, match="rejects the conversation: no"):
+            renderer.fill(template, {"x": 2}, now)
+    assert renderer.fill(template, {"x": 1}, datetime(2021, 1, 1)) == "20211"
+    assert renderer.fill(template, {"x": 3}, now) == "20203"
+
+
+def test_what_is_too_much_at_once_is_asked_one_by_one():
+    """The time limit is for all together; alone, each is done in time."""
+    busy = "{% for a in range(400) %}{% for b in range(1000) %}{% endfor %}{% endfor %}{{ x }}"
+    now = datetime(2020, 1, 1)
+    with Renderer(limit_s=0.5) as renderer:
+        renderer.fill_ahead(busy, [{"x": x} for x in range(200)], now)
+        assert renderer._ahead == {}
+        assert renderer.fill("{{ x }}", {"x": 1}, now) == "1"
+
+
+def test_a_request_larger_than_a_pipe_holds_comes_through(renderer):
+    text = "x" * (1 << 20)
+    renderer.fill_ahead("{{ x }}", [{"x": text}, {"x": text + "y"}], datetime(2020, 1, 1))
+    assert renderer.fill("{{ x }}", {"x": text + "y"}, datetime(2020, 1, 1)) == text + "y"
