@@ -2,15 +2,18 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from itertools import filterfalse
+from pathlib import Path
+from typing import Any, Protocol
 
 from cli.plots import Curve, draw
-from cli.render import clock, console, count, emit, emit_json, say, size
+from cli.render import clock, console, count, emit_json, say, size
 from engine.data.pack import PackProgress
 from engine.generate.decode import generate, prefill
 from engine.hardware import peak_memory
@@ -50,6 +53,13 @@ class Stop:
         say("\nstopping after this step; again to stop at once")
 
 
+def resume_command(name: str, words: list[str], out: Path | None, cache: Path | None) -> str:
+    """Return the command that continues a run, ready to be pasted."""
+    options = [("-o", out), ("--cache", cache)]
+    given = [word for option, path in options if path for word in (option, str(path))]
+    return shlex.join(["lm", name, *words, *given])
+
+
 class Progress:
     """What is known of a run so far, from its events."""
 
@@ -59,7 +69,7 @@ class Progress:
         self.step: TrainStep | None = None
         self.losses: list[tuple[float, float]] = []  # smoothed
         self.level = 0.0
-        self.scores: list[tuple[float, float]] = []
+        self.score: Evaluated | None = None
         self.recent: deque[TrainStep] = deque(maxlen=20)
         self.sample = ""
         self.doing = "preparing"
@@ -85,7 +95,7 @@ class Progress:
                 self.losses = self.losses[::2]
             self.recent.append(event)
         elif isinstance(event, Evaluated) and not event.final:
-            self.scores.append((event.step, event.score.bits_per_byte))
+            self.score = event
 
     @property
     def steps(self) -> int | None:
@@ -99,7 +109,7 @@ class Progress:
         """Tokens per second over the last steps, by their median."""
         if not self.recent:
             return 0.0
-        return self.recent[-1].tokens / statistics.median(step.seconds for step in self.recent)
+        return self.recent[-1].seen / statistics.median(step.seconds for step in self.recent)
 
     @property
     def utilisation(self) -> float:
@@ -117,11 +127,40 @@ class Progress:
         """Seconds to go, if the length is known."""
         if self.steps is None or self.step is None:
             return None
-        return (self.steps - self.step.step) * self.step.tokens / max(self.speed, 1e-9)
+        return (self.steps - self.step.step) * self.step.seen / max(self.speed, 1e-9)
+
+
+class Story(Protocol):
+    """What is told of one kind of run: of `lm train`, of `lm finetune`."""
+
+    @property
+    def name(self) -> str:
+        """The command, which JSON schemas begin with."""
+        ...
+
+    def header(self, prepared: Prepared) -> list[str]:
+        """Say what is about to be learned, from what, on what."""
+        ...
+
+    def figure(self, event: Evaluated) -> str:
+        """Say how good an evaluation found the model."""
+        ...
+
+    def sample(self, progress: "Progress") -> str:
+        """Let the model write something, to see what was learned."""
+        ...
+
+    def take(self, event: Any) -> bool:
+        """Take an event that only this kind of run has; tell whether it was one."""
+        ...
+
+    def report(self, finished: Finished, progress: "Progress", as_json: bool, quiet: bool) -> None:
+        """Say how good the model is and what to do next."""
+        ...
 
 
 def show_run(
-    events: Iterator[Event], stop: "Stop", command: str, *, as_json: bool, quiet: bool
+    events: Iterator[Any], stop: "Stop", command: str, story: Story, *, as_json: bool, quiet: bool
 ) -> bool:
     """Consume a run and show it; returns whether it came to its end."""
     screen = console(stderr=True)
@@ -134,30 +173,30 @@ def show_run(
     last: Event | None = None
     shown, gone = 0.0, False
     with live or contextlib.nullcontext():
-        for event in events:
+        for event in filterfalse(story.take, events):
             progress.take(event)
             stop.armed = _is_stepping(event)
             if as_json:
-                gone = gone or not _json(event)
+                gone = gone or not _json(event, story)
                 stop.asked = stop.asked or gone  # nobody reads any more: stop, but save
             elif not quiet and isinstance(event, Evaluated) and not event.final:
-                progress.sample = _sample(progress)
+                progress.sample = story.sample(progress)
             if live and (time.perf_counter() - shown > REFRESH or not isinstance(event, TrainStep)):
-                live.update(_screen(progress, screen.width), refresh=True)
+                live.update(_screen(progress, story, screen.width), refresh=True)
                 shown = time.perf_counter()
             elif not live and not quiet:
-                _plain(event, progress)
+                _plain(event, progress, story)
             last = event
     if isinstance(last, Interrupted):
         if as_json:
-            emit_json("train/stopped", {"step": last.step, "folder": str(last.folder)})
+            emit_json(f"{story.name}/stopped", {"step": last.step, "folder": str(last.folder)})
         say(f"stopped at step {last.step}, saved {last.folder}/last")
         say(f"continue with: {command} --resume")
         if gone:
             raise SystemExit(128 + signal.SIGPIPE)
         return False
     assert isinstance(last, Finished)
-    report(last, progress, as_json=as_json, quiet=quiet)
+    story.report(last, progress, as_json, quiet)
     return True
 
 
@@ -168,12 +207,12 @@ def _is_stepping(event: Event) -> bool:
     return isinstance(event, (TrainStep, Plan, Saved))
 
 
-def _plain(event: Event, progress: Progress) -> None:
+def _plain(event: Event, progress: Progress, story: Story) -> None:
     """Say one line about an event, for logs."""
     if isinstance(event, Doing) or (isinstance(event, PackProgress) and event.done < event.total):
         say(f"{progress.doing} …")
     elif isinstance(event, Prepared):
-        for line in _header(event):
+        for line in story.header(event):
             say(line)
     elif isinstance(event, Plan):
         say(f"plan: {event.steps} steps of {event.seconds_per_step:.3f} s fit the budget")
@@ -189,51 +228,39 @@ def _plain(event: Event, progress: Progress) -> None:
                 f" · MFU {progress.utilisation:.0%}{left}"
             )
     elif isinstance(event, Evaluated):
-        which = f"held-out, {size(event.score.bytes)}"
-        mark = " · best so far" if event.best else ""
-        say(f"step {event.step} · {which}: {event.score.bits_per_byte:.4f} bits per byte{mark}")
+        mark = " · best so far" if event.best and not event.final else ""
+        say(f"step {event.step} · held-out: {story.figure(event)}{mark}")
         if progress.sample and not event.final:
             say(f"  sample: {progress.sample!r}")
 
 
-def _json(event: Event) -> bool:
+def _json(event: Event, story: Story) -> bool:
     """Write one event as a JSON line; returns whether somebody still reads them."""
     try:
-        _emit_event(event)
+        _emit_event(event, story.name)
     except SystemExit:
         return False
     return True
 
 
-def _emit_event(event: Event) -> None:
+def _emit_event(event: Event, name: str) -> None:
     if isinstance(event, TrainStep):
         row = {"step": event.step, "loss": event.loss, "lr": event.lr}
-        emit_json("train/step", row | {"grad_norm": event.grad_norm, "seconds": event.seconds})
+        emit_json(f"{name}/step", row | {"grad_norm": event.grad_norm, "seconds": event.seconds})
     elif isinstance(event, Evaluated):
         row = {"step": event.step, "bits_per_byte": event.score.bits_per_byte}
-        emit_json("train/eval", row | {"loss": event.score.loss, "final": event.final})
+        emit_json(f"{name}/eval", row | {"loss": event.score.loss, "final": event.final})
     elif isinstance(event, Saved):
-        emit_json("train/saved", {"step": event.step, "folder": str(event.folder)})
+        emit_json(f"{name}/saved", {"step": event.step, "folder": str(event.folder)})
     elif isinstance(event, Plan):
         row = {"at": event.at, "steps": event.steps}
-        emit_json("train/plan", row | {"seconds_per_step": event.seconds_per_step})
+        emit_json(f"{name}/plan", row | {"seconds_per_step": event.seconds_per_step})
 
 
-def _header(prepared: Prepared) -> list[str]:
-    """Say what is about to be trained, on what."""
-    shards, recipe = prepared.data.shards, prepared.recipe
-    per_token = shards.train.bytes / max(1, shards.train.tokens)
+def machine_lines(prepared: Prepared) -> list[str]:
+    """Say which model is trained, on what machine, from which step on."""
+    model, machine = prepared.recipe.model, prepared.machine
     lines = [
-        f"data   {recipe.data.train}: {shards.train.documents:,} documents,"
-        f" {size(shards.train.bytes)}, {shards.train.tokens:,} tokens,"
-        f" {per_token:.2f} bytes/token" + (" (cached)" if shards.cached else ""),
-        f"held   {shards.valid.documents:,} documents, {size(shards.valid.bytes)}: {shards.rule}",
-    ]
-    if prepared.data.dropped:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in prepared.data.dropped.items())
-        lines.append(f"left   out: {reasons}")
-    model, machine = recipe.model, prepared.machine
-    lines += [
         f"model  {count(prepared.parameters)} parameters:"
         f" {model.n_layers} layers × {model.d_model},"
         f" {model.n_heads} heads, vocabulary {model.vocab_size:,}",
@@ -247,25 +274,22 @@ def _header(prepared: Prepared) -> list[str]:
     return lines
 
 
-def _sample(progress: Progress) -> str:
-    """Continue the recipe's prompt greedily enough to see what was learned."""
-    prepared = progress.prepared
-    if prepared is None or not prepared.recipe.eval.prompt:
-        return ""
+def written(prepared: Prepared, prompt: str | list[int], most: int = 40) -> str:
+    """Continue a prompt a little, to see what was learned."""
     from dataclasses import replace
 
-    model, tokenizer = prepared.model.eval(), prepared.data.tokenizer
-    prompt = tokenizer.encode(prepared.recipe.eval.prompt)
-    room = min(40, model.config.max_seq_len - len(prompt))
+    model, tokenizer = prepared.model.eval(), prepared.tokenizer
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    room = min(most, model.config.max_seq_len - len(ids))
     if room < 1:
         return ""
     settings = replace(prepared.recipe.sample, max_tokens=room)
-    start = prefill(model, prompt, len(prompt) + room)
+    start = prefill(model, ids, len(ids) + room)
     tokens = generate(model, tokenizer, start, settings, seed=prepared.recipe.run.seed)
-    return prepared.recipe.eval.prompt + "".join(token.text for token in tokens)
+    return "".join(token.text for token in tokens)
 
 
-def _screen(progress: Progress, width: int):
+def _screen(progress: Progress, story: Story, width: int):
     """Build the live display."""
     from rich.console import Group
     from rich.text import Text
@@ -274,7 +298,8 @@ def _screen(progress: Progress, width: int):
     if prepared is None:
         return Text(f"{progress.doing} …", style="dim")
     lines = [
-        Text(line, style="dim", overflow="ellipsis", no_wrap=True) for line in _header(prepared)
+        Text(line, style="dim", overflow="ellipsis", no_wrap=True)
+        for line in story.header(prepared)
     ]
     if step is None:
         return Group(*lines, Text("first step …"))
@@ -289,7 +314,7 @@ def _screen(progress: Progress, width: int):
             f" {step.step}/{total or '?'} {share:4.0%} {left} left"
         )
     )
-    valid = f"held-out {progress.scores[-1][1]:.3f} bits/byte" if progress.scores else ""
+    valid = f"held-out {story.figure(progress.score)}" if progress.score else ""
     loss = progress.losses[-1][1]
     lines.append(Text(f"loss {loss:.3f}   {valid}   lr ×{step.lr:.2f}   grad {step.grad_norm:.2f}"))
     lines.append(
@@ -304,59 +329,3 @@ def _screen(progress: Progress, width: int):
         one_line = progress.sample.replace("\n", "⏎ ")
         lines.append(Text(f"sample: {one_line}", style="dim"))
     return Group(*lines)
-
-
-def report(finished: Finished, progress: Progress, *, as_json: bool, quiet: bool) -> None:
-    """Say how good the model is, beside dumb predictors of the same bytes, and what to do next."""
-    from engine.train.baselines import baselines
-
-    assert progress.prepared
-    data = progress.prepared.data
-    seen = not quiet or as_json  # the compressors take a while
-    if seen:
-        say("comparing with compressors …", quiet)
-    rows = list(baselines(data.shards, data.tokenizer, finished.score.bytes)) if seen else []
-    score = finished.score
-    if as_json:
-        emit_json(
-            "train",
-            {
-                "folder": str(finished.folder / "best"),
-                "step": finished.step,
-                "best_step": finished.best_step,
-                "tokens": finished.tokens,
-                "seconds": finished.seconds,
-                "bits_per_byte": score.bits_per_byte,
-                "loss": score.loss,
-                "held_out_bytes": score.bytes,
-                "left_out": data.dropped,
-                "parameters": progress.prepared.parameters,
-                "peak_memory": finished.peak_memory,
-                "baselines": {row.name: row.bits_per_byte for row in rows},
-            },
-        )
-    elif not sys.stdout.isatty():
-        emit(str(finished.folder / "best"))
-    if quiet:
-        return
-    epochs = finished.tokens / max(1, data.shards.train.tokens)
-    say("")
-    say(
-        f"trained {count(progress.prepared.parameters)} parameters for {finished.step} steps on"
-        f" {finished.tokens:,} tokens ({epochs:.2f} epochs) in {clock(finished.seconds)},"
-        f" peak memory {size(finished.peak_memory)}"
-    )
-    whole = data.shards.valid.bytes
-    part = size(score.bytes) if score.bytes == whole else f"{size(score.bytes)} of {size(whole)}"
-    which = (
-        "" if finished.best_step == finished.step else f", of the best step {finished.best_step}"
-    )
-    say(f"bits per byte on held-out text, {part}{which} (lower is better):")
-    table = [("this model", score.bits_per_byte, "")]
-    table += [(row.name, row.bits_per_byte, row.note) for row in rows]
-    for name, figure, note in sorted(table, key=lambda row: row[1] if row[1] is not None else 99):
-        shown = f"{figure:.3f}" if figure is not None else "  –  "
-        mark = " ◀" if name == "this model" else ""
-        say(f"  {shown}  {name}{mark}{'  ' + note if note else ''}")
-    name = finished.folder.name if finished.folder.parent.name == "checkpoints" else finished.folder
-    say(f'saved {finished.folder}/best · try: lm generate "def " -m {name}')

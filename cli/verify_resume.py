@@ -1,4 +1,4 @@
-"""The proof behind `lm train --verify-resume`: kill a real run, resume it, compare every bit."""
+"""The proof behind `--verify-resume`: kill a real run, resume it, compare every bit."""
 
 import json
 import os
@@ -21,7 +21,7 @@ STEPS = 12
 KILLS = 2
 
 
-def verify_resume(recipe: Recipe, cache: Path, as_json: bool) -> bool:
+def verify_resume(recipe: Recipe, cache: Path, as_json: bool, command: str) -> bool:
     """Run a few steps twice, once undisturbed and once killed on the way, and compare.
 
     The recipe is kept but for its length: the data, model, optimizer and schedule are the user's.
@@ -36,25 +36,26 @@ def verify_resume(recipe: Recipe, cache: Path, as_json: bool) -> bool:
         folder = Path(temporary)
         (folder / "recipe.yaml").write_text(dump(short), encoding="utf-8")
         say(f"running {STEPS} steps without a stop …")
-        _wait(_start(folder, "whole", cache, resume=False))
+        _wait(_start(command, folder, "whole", cache, resume=False))
         kills = []
         for _ in range(KILLS):
-            process = _start(folder, "killed", cache, resume=bool(kills))
+            process = _start(command, folder, "killed", cache, resume=bool(kills))
             kills.append(_kill_on_the_way(process, folder / "killed" / "metrics.jsonl", kills))
             say(f"killed with SIGKILL after step {kills[-1]}, resuming …")
-        _wait(_start(folder, "killed", cache, resume=True))
+        _wait(_start(command, folder, "killed", cache, resume=True))
+        last = folder / "whole" / "last"
+        weights = next(path.name for path in sorted(last.glob("*model.safetensors")))
         same = {
-            name: sha256(folder / "whole" / "last" / name)
-            == sha256(folder / "killed" / "last" / name)
-            for name in ("model.safetensors", "state/optimizer.safetensors")
+            part: sha256(last / name) == sha256(folder / "killed" / "last" / name)
+            for part, name in (("weights", weights), ("optimizer", "state/optimizer.safetensors"))
         }
         losses = [_losses(folder / name / "metrics.jsonl") for name in ("whole", "killed")]
     same["losses"] = losses[0] == losses[1] and len(losses[0]) >= STEPS
     if as_json:
         emit_json("verify-resume", {"identical": all(same.values()), "parts": same, "kills": kills})
     parts = [
-        f"weights {_word(same['model.safetensors'])}",
-        f"optimizer {_word(same['state/optimizer.safetensors'])}",
+        f"weights {_word(same['weights'])}",
+        f"optimizer {_word(same['optimizer'])}",
         f"{len(losses[0])} losses and scores {_word(same['losses'])}",
     ]
     say(f"{'bit-identical' if all(same.values()) else 'NOT identical'}: {', '.join(parts)}")
@@ -65,14 +66,14 @@ def _word(same: bool) -> str:
     return "equal" if same else "DIFFER"
 
 
-def _start(folder: Path, name: str, cache: Path, resume: bool) -> subprocess.Popen:
-    """Start `lm train` in a process of its own."""
-    command = [sys.executable, "-m", "cli.main", "train", str(folder / "recipe.yaml"), "--quiet"]
-    command += ["-o", str(folder / name), "--cache", str(cache)]
-    command += ["--resume"] * (resume and (folder / name / "recipe.yaml").is_file())
+def _start(command: str, folder: Path, name: str, cache: Path, resume: bool) -> subprocess.Popen:
+    """Start a run in a process of its own."""
+    words = [sys.executable, "-m", "cli.main", command, str(folder / "recipe.yaml"), "--quiet"]
+    words += ["-o", str(folder / name), "--cache", str(cache)]
+    words += ["--resume"] * (resume and (folder / name / "recipe.yaml").is_file())
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
     )
 
 

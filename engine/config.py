@@ -313,6 +313,9 @@ class EvalConfig:
     save_every: str = setting("60s", "time or steps between checkpoints: 60s, 10m, 500")
     log_every: int = setting(10, "steps between lines when output is not a terminal", low=1)
     prompt: str = setting("", "text continued at each evaluation; empty means none")
+    answers: int = setting(
+        0, "finetune: held-out rows answered word for word at the end; 0 means none", low=0
+    )
     texts: str = setting("", "finetune: more texts to score before and after: pydoc,notes.txt")
 
 

@@ -45,15 +45,25 @@ def train_flops(config: ModelConfig, context: int) -> int:
     return 3 * forward_flops(config, context)
 
 
-def train_bytes(config: ModelConfig, rows: int, length: int) -> int:
+def train_bytes(
+    config: ModelConfig,
+    rows: int,
+    length: int,
+    *,
+    trained: int | None = None,
+    frozen_bytes: int = 0,
+    recompute: bool = False,
+) -> int:
     """Estimate the least memory that training takes, with `rows` × `length` tokens at a time.
 
-    Four fp32 numbers per parameter (weight, gradient, two moments) and what a block keeps for its
-    backward pass: some 16 vectors of width D and 4 of width F per token.
+    Four fp32 numbers per trained parameter (weight, gradient, two moments; None trains all), and
+    what a block keeps for its backward pass: some 16 vectors of width D and 4 of width F per token,
+    or only its input if it computes the rest again.
     """
-    states = 16 * sum(parameters(config).values())
-    kept = 4 * (16 * config.d_model + 4 * config.d_ff) * config.n_layers
-    return states + kept * rows * length
+    states = 16 * (sum(parameters(config).values()) if trained is None else trained)
+    block = 16 * config.d_model + 4 * config.d_ff
+    kept = block + config.n_layers * config.d_model if recompute else config.n_layers * block
+    return states + frozen_bytes + 4 * kept * rows * length
 
 
 def kv_bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:

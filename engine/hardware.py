@@ -104,7 +104,12 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def check_memory(needed: int, device: torch.device, what: str) -> None:
+def check_memory(
+    needed: int,
+    device: torch.device,
+    what: str,
+    smaller: str = "model.d_model, model.n_layers or train.batch_size / train.accumulate",
+) -> None:
     """Refuse work that cannot fit, before the machine starts to swap.
 
     Raises: ResourceError naming what is needed and what there is.
@@ -113,7 +118,7 @@ def check_memory(needed: int, device: torch.device, what: str) -> None:
     if needed > there:
         raise ResourceError(
             f"{what} needs about {needed / 1e9:,.1f} GB and {there / 1e9:,.1f} GB are free; make"
-            " model.d_model, model.n_layers or train.batch_size / train.accumulate smaller"
+            f" {smaller} smaller"
         )
 
 

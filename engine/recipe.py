@@ -171,7 +171,7 @@ def _cross_check(recipe: Recipe) -> None:
     """Refuse combinations that no single field can see."""
     problems = []
     longest = max(recipe.data.seq_len, recipe.eval.seq_len)
-    if longest > recipe.model.max_seq_len:
+    if longest > recipe.model.max_seq_len and not recipe.train.base:  # which has its own
         problems.append(
             f"data.seq_len or eval.seq_len is {longest}, beyond model.max_seq_len="
             f"{recipe.model.max_seq_len}; raise model.max_seq_len"

@@ -35,27 +35,22 @@ def train(
     import sys
 
     from cli.options import CHECKPOINTS, cache_folder, load_recipe
-    from cli.training import Stop, show_run
+    from cli.training import Stop, resume_command, show_run
     from engine.errors import CheckFailed, RecipeError
 
     resolved = load_recipe(recipe, overrides)
     folder = out or CHECKPOINTS / resolved.run.name
-    words = [recipe, *(overrides or [])]
-    command = (
-        "lm train " + " ".join(map(_quoted, words)) + (f" -o {_quoted(str(out))}" if out else "")
-    )
-    if cache:
-        command += f" --cache {_quoted(str(cache))}"
     if verify_resume:
         from cli.verify_resume import verify_resume as prove
 
-        if not prove(resolved, cache or cache_folder(), as_json):
+        if not prove(resolved, cache or cache_folder(), as_json, "train"):
             raise CheckFailed("the resumed run differs from the one that was never stopped")
         return
     if force and resume:
         raise RecipeError("--force starts over and --resume continues; choose one")
 
-    from engine.train.run import run
+    from cli.pretraining import PretrainingStory
+    from engine.train.pretrain import run
 
     with Stop() as stop:
         events = run(
@@ -67,12 +62,7 @@ def train(
             stdin=sys.stdin.buffer if resolved.data.train == "-" else None,
             stop=lambda: stop.asked,
         )
-        finished = show_run(events, stop, command, as_json=as_json, quiet=quiet)
+        command = resume_command("train", [recipe, *(overrides or [])], out, cache)
+        finished = show_run(events, stop, command, PretrainingStory(), as_json=as_json, quiet=quiet)
     if not finished:
         raise typer.Exit(130)
-
-
-def _quoted(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)

@@ -107,7 +107,7 @@ def open_corpus(source: str, config: DataConfig, piped: Path | None = None) -> C
     Raises: DataError if there is nothing to read.
     """
     if source == "stdlib":
-        return _stdlib()
+        return stdlib()
     if source == "pydoc":
         from pydoc_data import topics
 
@@ -122,7 +122,7 @@ def open_corpus(source: str, config: DataConfig, piped: Path | None = None) -> C
     # os.path rather than Path: it answers False, not with an exception, for impossible names.
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
-        files = [(file.relative_to(path).as_posix(), file) for file in sorted(_walk(path))]
+        files = [(file.relative_to(path).as_posix(), file) for file in sorted(walk(path))]
         return Corpus(files=files, lenient=True, **options)
     if os.path.exists(path):
         if not path.is_file():
@@ -137,7 +137,7 @@ def open_corpus(source: str, config: DataConfig, piped: Path | None = None) -> C
     return Corpus(files=[(file.as_posix(), file) for file in found], lenient=True, **options)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder but for hidden ones and for runs, which are not text."""
     for entry in folder.iterdir():
         if entry.name.startswith("."):
@@ -145,11 +145,14 @@ def _walk(folder: Path) -> Iterator[Path]:
         if entry.is_file():
             yield entry
         elif entry.is_dir() and not entry.is_symlink() and not has_begun(entry):
-            yield from _walk(entry)
+            yield from walk(entry)
 
 
-def _stdlib() -> Corpus:
-    """Return the running interpreter's standard library, as source files."""
+def stdlib() -> Corpus:
+    """Return the running interpreter's standard library, as source files.
+
+    Raises: DataError if the interpreter came without them.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     files = [
         (file.relative_to(root).as_posix(), file)

@@ -10,6 +10,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -52,14 +53,17 @@ def read_documents(name: str, path: Path, format: str, column: str) -> Iterator[
             return
         with gzip.open(path, "rb") if zipped else path.open("rb") as opened:
             file = cast(IO[bytes], opened)
-            yield from _jsonl(name, file, column) if format == "jsonl" else _text(name, file)
+            yield from _jsonl(name, file, column) if format == "jsonl" else read_text(name, file)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{path}: cannot be read: {reason}") from None
 
 
-def _text(name: str, file: IO[bytes]) -> Iterator[Piece]:
-    """Yield a text file as one document, cut after line ends where it is long."""
+def read_text(name: str, file: IO[bytes]) -> Iterator[Piece]:
+    """Yield a text file as one document, cut after line ends where it is long.
+
+    Raises: NotText if it is binary or not UTF-8.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, kept = 0, ""
     while True:
@@ -105,20 +109,32 @@ def _jsonl(name: str, file: IO[bytes], column: str) -> Iterator[Piece]:
         yield Piece(document=f"{name}:{number}", text=row[column], end=True)
 
 
-def _parquet(name: str, path: Path, column: str) -> Iterator[Piece]:
-    """Yield each row's text as a document named file:row."""
+@contextmanager
+def open_parquet(name: str, file: Path | IO[bytes]) -> Iterator[Any]:
+    """Give the open `ParquetFile`; what goes wrong while it is read is the file's fault.
+
+    Raises: DataError if it cannot be read; ResourceError without pyarrow.
+    """
     try:
-        from pyarrow import ArrowInvalid
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise ResourceError(
             f"{name}: reading parquet needs pyarrow; pip install 'lm-workbench[parquet]'"
         ) from None
     try:
-        with ParquetFile(path) as table:
-            yield from _rows(name, table, column)
-    except ArrowInvalid as error:
+        with ParquetFile(file) as table:
+            yield table
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None):  # the system's word on a file, not pyarrow's
+            raise
         raise DataError(f"{name}: not a readable parquet file: {error}") from None
+
+
+def _parquet(name: str, path: Path, column: str) -> Iterator[Piece]:
+    """Yield each row's text as a document named file:row."""
+    with open_parquet(name, path) as table:
+        yield from _rows(name, table, column)
 
 
 def _rows(name: str, table: Any, column: str) -> Iterator[Piece]:

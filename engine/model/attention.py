@@ -8,6 +8,7 @@ Sources: Vaswani et al. 2017, arXiv:1706.03762 (attention); Ainslie et al. 2023,
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -80,11 +81,13 @@ class Attention(nn.Module):
         causal: bool,
         cache: FullLayer | WindowLayer | None,
         length: int,
+        lengths: Sequence[int] = (),
     ) -> Tensor:
         """Attend over x and, with a cache, over the `length` tokens before it.
 
         Shapes: x_BTD → BTD. `causal` says that the mask is the plain triangle, which SDPA can
-        apply without one; otherwise mask_TS (or None: everything is visible) decides.
+        apply without one; otherwise mask_TS (or None: everything is visible) decides. With
+        `lengths`, x holds texts of these lengths, and the mask, of the longest, is for each.
         """
         B, T, _ = x_BTD.shape
         q_BNTH = self._heads(self.q_proj(x_BTD), self.q_norm)
@@ -95,21 +98,35 @@ class Attention(nn.Module):
         if cache is not None:
             k_BKTH, v_BKTH = cache.update(length, k_BKTH, v_BKTH)
         k_BKTH, v_BKTH = k_BKTH.to(q_BNTH.dtype), v_BKTH.to(q_BNTH.dtype)
+        if lengths:
+            cut = [x.split(list(lengths), dim=2) for x in (q_BNTH, k_BKTH, v_BKTH)]
+            texts = [
+                self._attend(q, k, v, None if mask_TS is None else mask_TS[:n, :n], causal)
+                for q, k, v, n in zip(*cut, lengths, strict=True)
+            ]
+            y_BNTH = torch.cat(texts, dim=2)
+        else:
+            y_BNTH = self._attend(q_BNTH, k_BKTH, v_BKTH, mask_TS, causal)
+        return self.o_proj(y_BNTH.transpose(1, 2).reshape(B, T, -1))
+
+    def _attend(
+        self, q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_TS: Tensor | None, causal: bool
+    ) -> Tensor:
+        """Gather the values: by torch's fused kernel, or in the open where it has no soft cap."""
         if self.softcap:
             if causal:
-                mask_TS = torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).tril()
-            y_BNTH = attend_reference(q_BNTH, k_BKTH, v_BKTH, mask_TS, self.scale, self.softcap)
-        else:
-            y_BNTH = F.scaled_dot_product_attention(
-                q_BNTH,
-                k_BKTH,
-                v_BKTH,
-                attn_mask=mask_TS,
-                is_causal=causal,
-                scale=self.scale,
-                enable_gqa=q_BNTH.shape[1] != k_BKTH.shape[1],
-            )
-        return self.o_proj(y_BNTH.transpose(1, 2).reshape(B, T, -1))
+                T = q_BNTH.shape[2]
+                mask_TS = torch.ones(T, T, dtype=torch.bool, device=q_BNTH.device).tril()
+            return attend_reference(q_BNTH, k_BKSH, v_BKSH, mask_TS, self.scale, self.softcap)
+        return F.scaled_dot_product_attention(
+            q_BNTH,
+            k_BKSH,
+            v_BKSH,
+            attn_mask=mask_TS,
+            is_causal=causal,
+            scale=self.scale,
+            enable_gqa=q_BNTH.shape[1] != k_BKSH.shape[1],
+        )
 
     def _heads(self, x_BTW: Tensor, norm: nn.Module) -> Tensor:
         """Part a projection of width W = heads · H into normalised heads, as B heads T H."""

@@ -75,13 +75,13 @@ def attention_factor(config: ModelConfig) -> float:
     return 1.0
 
 
-def rotation(frequency: Tensor, start: int, T: int, factor: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Compute the cosine and sine that turn positions start … start + T - 1.
+def rotation(frequency: Tensor, position_T: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Compute the cosine and sine that turn what stands at these positions.
 
     Shapes: returns cos_TH and sin_TH, fp32, H = rotary_dim; each angle appears twice, once for
     each half of a head.
     """
-    angle = torch.outer(torch.arange(start, start + T, dtype=torch.float64), frequency)
+    angle = torch.outer(position_T.double(), frequency)
     angle_TH = torch.cat((angle, angle), dim=-1)
     return (angle_TH.cos() * factor).float(), (angle_TH.sin() * factor).float()
 

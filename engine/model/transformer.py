@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from engine.config import ModelConfig
 from engine.model.attention import Attention, visible
@@ -131,22 +132,28 @@ class Transformer(nn.Module):
         *,
         causal: bool = True,
         inputs_embeds: Tensor | None = None,
+        lengths: Sequence[int] = (),
+        recompute: bool = False,
     ) -> Tensor:
         """Run the blocks; with a cache, continue after the tokens it holds and add these to it.
 
         Shapes: tokens_BT, or inputs_embeds BTD in their place, → BTD after the final norm.
-        With causal=False every token sees every other, windows included.
+        With causal=False every token sees every other, windows included. With `lengths`, every row
+        is cut into texts of these lengths that know nothing of each other: each begins at position
+        0. With `recompute`, blocks keep nothing for their gradient but compute it again (Chen et
+        al. 2016, arXiv:1604.06174).
         Raises: ValueError beyond max_seq_len.
         """
         x_BTD: Tensor = self.embed_tokens(tokens_BT) if inputs_embeds is None else inputs_embeds
-        T, start = x_BTD.shape[1], cache.length if cache else 0
+        T, start = max(lengths, default=x_BTD.shape[1]), cache.length if cache else 0
         if start + T > self.config.max_seq_len:
             raise ValueError(f"{start + T} tokens exceed max_seq_len={self.config.max_seq_len}")
         if self.config.scale_embeddings:
             x_BTD = x_BTD * x_BTD.new_tensor(self.config.d_model**0.5)
+        position_T = torch.cat([torch.arange(start, start + n) for n in lengths or [T]])
         if self.embed_positions is not None:
-            x_BTD = x_BTD + self.embed_positions.weight[start : start + T]
-        ropes = self._rotations(start, T, cache.capacity if cache else T, x_BTD.device)
+            x_BTD = x_BTD + self.embed_positions(position_T.to(x_BTD.device))
+        ropes = self._rotations(position_T, cache.capacity if cache else T, x_BTD.device)
         masks: dict[tuple, tuple[Tensor | None, bool]] = {}  # layers of one kind share a mask
         for index, block in enumerate(self.blocks):
             layer = cache.layers[index] if cache else None
@@ -155,18 +162,24 @@ class Transformer(nn.Module):
             if kind not in masks:
                 masks[kind] = self._mask(T, start, layer, window, causal, x_BTD.device)
             mask_TS, triangle = masks[kind]
-            rope = ropes[window > 0] if self.config.rotates(index) else None
-            x_BTD = block(
-                x_BTD, rope=rope, mask_TS=mask_TS, causal=triangle, cache=layer, length=start
+            run = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            x_BTD = run(
+                x_BTD,
+                rope=ropes[window > 0] if self.config.rotates(index) else None,
+                mask_TS=mask_TS,
+                causal=triangle,
+                cache=layer,
+                length=start,
+                lengths=lengths,
             )
         if cache:
             cache.advance(T)
         return self.norm(x_BTD)
 
     def _rotations(
-        self, start: int, T: int, longest: int, device: torch.device
+        self, position_T: Tensor, longest: int, device: torch.device
     ) -> Sequence[tuple[Tensor, Tensor] | None]:
-        """Compute the rotations of T positions: for full layers, and for windowed ones.
+        """Compute the rotations of positions: for full layers, and for windowed ones.
 
         Which LongRoPE factors count is settled by the `longest` the sequence may become, so that
         keys in the cache never need to be turned again.
@@ -178,7 +191,7 @@ class Transformer(nn.Module):
 
         def turn(frequency: Tensor, factor: float) -> tuple[Tensor, Tensor]:
             """Compute on the CPU, in fp64, which not every device has."""
-            cos_TH, sin_TH = rotation(frequency, start, T, factor)
+            cos_TH, sin_TH = rotation(frequency, position_T, factor)
             return cos_TH.to(device), sin_TH.to(device)
 
         full = turn(frequencies(config, long=long), attention_factor(config))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -78,15 +79,21 @@ def find_answers(
     """
     filling = _Filling(messages, tokenizer, tools, variables, now or datetime.now())
     with nullcontext(renderer) if renderer else Renderer() as process:
-        shaded = filling.shaded(process, prompt=False)
         if GENERATION.search(filling.template):
+            shaded = filling.shaded(process, prompt=False)
             spans = filling.marked_answers(process, shaded)[-1 if last_only else 0 :]
         else:
             numbers = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
             chosen = numbers[-1 if last_only else 0 :]
+            filling.ask_ahead(process, chosen)
+            shaded = filling.shaded(process, prompt=False)
             spans = [filling.answer(process, shaded, number) for number in chosen]
     whole = filling.rendered(shaded)
-    places = [range(*(filling.place(shaded[:at], whole.ids) for at in span)) for span in spans]
+    ends = filling.guard.ends(shaded, whole.ids)
+    places = []
+    for start, stop in spans:
+        end = ends.get(stop) or filling.place(shaded[:stop], whole.ids)
+        places.append(range(filling.place(shaded[:start], whole.ids), end))
     return whole, places
 
 
@@ -129,6 +136,7 @@ class _Filling:
             "variables": dict(variables or {}),
         }
         self.guard = Guard(self.given, tokenizer)
+        self.named_tokens = _named_tokens(tokenizer)
 
     def fill(
         self,
@@ -138,23 +146,49 @@ class _Filling:
         marks: tuple[str, str] | None = None,
     ) -> str:
         """Return the text of the template for `given`, which may hold stand-ins."""
+        text = process.fill(self.template, self.names(given, prompt), self.now, marks)
+        return self.guard.unescape(text)
+
+    def names(self, given: Message, prompt: bool) -> dict[str, Any]:
+        """Return what the template is given."""
         frame = {
             "messages": given["messages"],
             "tools": given["tools"],
             "documents": None,
             "add_generation_prompt": prompt,
         }
-        names = _named_tokens(self.tokenizer) | given["variables"]
-        text = process.fill(self.template, names | frame, self.now, marks)
-        return self.guard.unescape(text)
+        return self.named_tokens | given["variables"] | frame
+
+    def ask_ahead(self, process: Renderer, numbers: Sequence[int]) -> None:
+        """Let the template be filled in at once for all that finding these answers takes."""
+        assert self.now is not None
+        wanted = [self.names(self.marked, False), self.names(self.probe, False)]
+        for number in numbers:
+            for upto, prompt in self.around(number):
+                wanted.append(self.names(self.given | {"messages": upto}, prompt))
+        process.fill_ahead(self.template, wanted, self.now)
+
+    @cached_property
+    def marked(self) -> Any:
+        """What is given, with stand-ins in all that reads as a control token."""
+        return self.guard.mark(self.given)
+
+    @cached_property
+    def probe(self) -> Any:
+        """What is given, with stand-ins wherever it could be part of a control token."""
+        return self.guard.probe(self.given)
+
+    def around(self, number: int) -> tuple[tuple[list[Any], bool], tuple[list[Any], bool]]:
+        """Return the messages before an answer, to be answered, and those up to it."""
+        messages = self.given["messages"]
+        return (messages[:number], True), (messages[: number + 1], False)
 
     def shaded(self, process: Renderer, prompt: bool) -> str:
         """Return the rendering with stand-ins wherever content would write a control token."""
-        shaded = self.fill(process, self.guard.mark(self.given), prompt)
-        probe = self.guard.probe(self.given)
-        if probe != self.given:
+        shaded = self.fill(process, self.marked, prompt)
+        if self.probe != self.given:
             # A token put together at a seam, or by a filter, is one that the probe does not have.
-            probed = self.fill(process, probe, prompt)
+            probed = self.fill(process, self.probe, prompt)
             if self.guard.controls(probed) != self.guard.controls(shaded):
                 shaded = probed
         return shaded
@@ -211,19 +245,22 @@ class _Filling:
     def answer(self, process: Renderer, shaded: str, number: int) -> tuple[int, int]:
         """Return where a message of the assistant is in a rendering, up to its control token."""
         whole = self.guard.reveal(shaded)
-        messages = self.given["messages"]
-        ends = []
-        for upto, prompt in ((messages[:number], True), (messages[: number + 1], False)):
-            text = self.fill(process, self.given | {"messages": upto}, prompt) if upto else ""
-            if not text or not whole.startswith(text):
-                raise DataError(
-                    f"which tokens are the answer of message {number + 1} cannot be proved: the"
-                    " chat template writes it differently when the conversation goes on"
-                )
-            ends.append(len(text))
-        start, end = ends
-        controls = self.guard.spans(shaded[start:end])
-        return start, start + controls[-1][1] if controls else end
+        (before, _), (upto, _) = self.around(number)
+        prompt = self.fill(process, self.given | {"messages": before}, True) if before else ""
+        answered = self.fill(process, self.given | {"messages": upto}, False)
+        start = len(prompt)
+        if prompt and whole.startswith(prompt):
+            # Up to where generation stops: what a template writes after its last turn is no answer.
+            stop = start + self.guard.until(shaded[start:], self.tokenizer.ends)
+            if stop > start and answered[:stop] == whole[:stop]:
+                return start, stop
+            if whole.startswith(answered):
+                controls = self.guard.spans(shaded[start : len(answered)])
+                return start, start + controls[-1][1] if controls else len(answered)
+        raise DataError(
+            f"which tokens are the answer of message {number + 1} cannot be proved: the chat"
+            " template writes it differently when the conversation goes on"
+        )
 
     def place(self, head: str, ids: list[int]) -> int:
         """Return how many ids the beginning of a rendering has."""

@@ -7,7 +7,9 @@ Without such content, the ids are those of the whole text.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -25,20 +27,45 @@ Encode = Callable[[str], list[int]]
 Spans = list[tuple[int, int]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Controls:
+    """What a tokenizer has for control tokens; the same for all conversations."""
+
+    ids: Mapping[str, int]  # of all special tokens
+    names: frozenset[str]  # without added words like `<think>`, which are read in any text
+    pattern: re.Pattern[str]  # the longest of them at a place
+    unknown: frozenset[str]  # stand for characters that have no token, so they come from any text
+    alphabet: tuple[str, ...]
+    written: str  # what else a template may write, which stand-ins must not occur in
+
+
+@lru_cache(maxsize=2)
+def _controls(tokenizer: Tokenizer) -> _Controls:
+    ids = {token: token_id for token_id, token in tokenizer.special.items() if token}
+    names = {token for token, token_id in ids.items() if token_id not in tokenizer.encode(token)}
+    longest_first = sorted(names, key=lambda token: (-len(token), token))
+    unknown = {tokenizer.special.get(token_id, "") for token_id in tokenizer.encode(NOBODY)}
+    # JSON escapes quotes and backslashes, and templates trim spaces: these stay as they are.
+    alphabet = {c for c in "".join(ids) if not (c.isspace() or c in '"\\')}
+    return _Controls(
+        ids,
+        frozenset(names),
+        re.compile("|".join(map(re.escape, longest_first)) or "$."),
+        frozenset(unknown),
+        tuple(sorted(alphabet)),
+        str(tokenizer.settings),
+    )
+
+
 class Guard:
     """Stand-ins for the characters that the special tokens of a tokenizer are made of."""
 
     def __init__(self, given: object, tokenizer: Tokenizer) -> None:
         """Choose stand-ins that occur nowhere in `given`, all that a template will be given."""
-        self.tokenizer = tokenizer
-        self.ids = {token: token_id for token_id, token in tokenizer.special.items() if token}
-        self.lengths = sorted({len(token) for token in self.ids}, reverse=True)
-        openings = sorted({token[:3] for token in self.ids})  # few, and rare in text
-        self.opening = re.compile("|".join(map(re.escape, openings)) or "$.")
-        self.special = "\n".join(self.ids)
-        # JSON escapes quotes and backslashes, and templates trim spaces: these stay as they are.
-        alphabet = sorted(c for c in set(self.special) if not (c.isspace() or c in '"\\'))
-        taken = "\n".join([*_strings(given), tokenizer.template or "", str(tokenizer.settings)])
+        self.tokenizer, self.known = tokenizer, _controls(tokenizer)
+        self.special = "\n".join(self.known.ids)
+        alphabet = self.known.alphabet
+        taken = "\n".join([*_strings(given), tokenizer.template or "", self.known.written])
         free = (c for c in PRIVATE if chr(c) not in taken and f"\\u{c:04x}" not in taken)
         chosen = list(islice(free, len(alphabet) + 3))
         if len(chosen) < len(alphabet) + 3:
@@ -49,9 +76,6 @@ class Guard:
         # Words stay readable for a template that compares them; no token is made of words alone.
         self.signs = {c: s for c, s in self.all.items() if not (chr(c).isalnum() or chr(c) == "_")}
         self.back = {stand_in: character for character, stand_in in self.all.items()}
-        self._controls: dict[str, bool] = {}
-        # What stands for characters that have no token comes from any text.
-        self.unknown = {tokenizer.special.get(token_id) for token_id in tokenizer.encode(NOBODY)}
 
     def mark(self, given: Any) -> Any:
         """Put stand-ins into every special token."""
@@ -77,28 +101,16 @@ class Guard:
 
     def spans(self, text: str) -> Spans:
         """Return where `text` reads as a control token: the first of all, the longest there."""
-        found = []
-        at = 0
-        while match := self.opening.search(text, at):
-            start = at = match.start()
-            pieces = (text[start : start + length] for length in self.lengths)
-            token = next(filter(self._is_control, pieces), "")
-            if token:
-                found.append((start, start + len(token)))
-            at += len(token) or 1
-        return found
+        return [match.span() for match in self.known.pattern.finditer(text)]
 
     def controls(self, text: str) -> list[str]:
         """Return the control tokens that `text` reads as, in order."""
         return [text[start:end] for start, end in self.spans(text)]
 
-    def _is_control(self, token: str) -> bool:
-        """Tell controls from added words like `<think>`, which are read in any text."""
-        if token not in self.ids:
-            return False
-        if token not in self._controls:
-            self._controls[token] = self.ids[token] not in self.tokenizer.encode(token)
-        return self._controls[token]
+    def until(self, shaded: str, ids: Collection[int]) -> int:
+        """Return where the first control token of these `ids` ends; 0 without any."""
+        found = (b for a, b in self.spans(shaded) if self.known.ids[shaded[a:b]] in ids)
+        return next(found, 0)
 
     def unescape(self, text: str) -> str:
         """Turn stand-ins that a template has escaped as JSON can into themselves."""
@@ -111,7 +123,8 @@ class Guard:
 
     def literal(self, shaded: str) -> Spans:
         """Return where a rendering with stand-ins only looks like a special token."""
-        return sorted(set(self.spans(self.reveal(shaded))) - set(self.spans(shaded)))
+        text = self.reveal(shaded)
+        return sorted(set(self.spans(text)) - set(self.spans(shaded))) if text != shaded else []
 
     def encode(self, shaded: str) -> list[int]:
         """Return the ids of a rendering with stand-ins, with just the control tokens it reads as.
@@ -122,7 +135,7 @@ class Guard:
         plain, template = self.tokenizer.encode, self.tokenizer.encode_template
 
         def _look_up(text: str) -> list[int]:
-            return [self.ids[token] for token in self.controls(text)]
+            return [self.known.ids[token] for token in self.controls(text)]
 
         # Cut as little as possible; where special tokens overlap, cut at every control token.
         for cuts, inside, outside in (
@@ -130,14 +143,27 @@ class Guard:
             (self.spans(shaded), _look_up, plain),
         ):
             ids = _encode_pieces(text, cuts, inside, outside)
-            found = (self.tokenizer.special.get(token_id, "") for token_id in ids)
+            special = self.tokenizer.special
+            found = [special[token_id] for token_id in ids if token_id in special]
             if self._frame(found) == self._frame(self.controls(shaded)):
                 return ids
         raise CheckpointError("the tokenizer makes control tokens of ordinary text")
 
+    def ends(self, shaded: str, ids: list[int]) -> dict[int, int]:
+        """Return, for where each control token of a rendering ends, how many ids it is up to there.
+
+        Nothing can join across a control token, so this needs no other encoding.
+        """
+        special = self.tokenizer.special
+        spans = [(a, b) for a, b in self.spans(shaded) if self._frame([shaded[a:b]])]
+        found = [n for n, i in enumerate(ids, 1) if i in special and self._frame([special[i]])]
+        # From the right, because the first of the ids may be a BOS that no template wrote.
+        return {b: n for (_, b), n in zip(reversed(spans), reversed(found), strict=False)}
+
     def _frame(self, tokens: Iterable[str]) -> list[str]:
         """Return the control tokens among `tokens`, but those that any text may bring."""
-        return [t for t in tokens if self._is_control(t) and t not in self.unknown]
+        names, unknown = self.known.names, self.known.unknown
+        return [token for token in tokens if token in names and token not in unknown]
 
 
 def _strings(value: Any, depth: int = 0) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """Fill in a chat template. It is a program from a stranger, so this runs as a process apart.
 
-`engine.text.renderer.Renderer` starts it, sends one JSON request a line and reads one reply a line.
-Three walls, each enough alone: Jinja's sandbox keeps a template from reaching Python's objects; the
-process holds nothing but two pipes, no environment, little memory and little time; and the parent
-waits only so long before it ends the process.
+`engine.text.renderer.Renderer` starts it, sends lines of JSON, each a list of requests, and reads a
+list of replies for each. Three walls, each enough alone: Jinja's sandbox keeps a template from
+reaching Python's objects; the process holds nothing but two pipes, no environment, little memory
+and little time; and the parent waits only so long before it ends the process.
 
 Source: what a template finds here is what `transformers` 5 offers it: the two whitespace options,
 loop controls, `{% generation %}`, `tojson`, `raise_exception`, `strftime_now`.
@@ -188,10 +188,10 @@ def _confine(seconds: int) -> None:
 
 
 def serve(seconds: int) -> None:
-    """Answer requests until the input ends, each within `seconds` of processor time."""
+    """Answer lines of requests until the input ends, each within `seconds` of processor time."""
     fill({"template": WARM_UP, "variables": {}, "now": datetime.now().isoformat()})
     for line in sys.stdin.buffer:
         _confine(seconds)
-        reply = fill(json.loads(line))
-        sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+        replies = [fill(request) for request in json.loads(line)]
+        sys.stdout.buffer.write(json.dumps(replies).encode() + b"\n")
         sys.stdout.buffer.flush()

@@ -183,13 +183,15 @@ class Tokenizer:
         """Whether it gives back any text, and any bytes, as they were."""
         return not self.flaw
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, continuing: bool = False) -> list[int]:
         """Return the ids of `text`; lone surrogates are kept as their three bytes.
+
+        No space is put before a text that is `continuing` another.
 
         Raises: DataError if there are lone surrogates and no tokens for single bytes.
         """
         try:
-            return self._read(self.inner, text)
+            return self._read(self._reader(False, continuing), text)
         except (UnicodeEncodeError, TypeError):
             return self.encode_bytes(text.encode("utf-8", "surrogatepass"))
 

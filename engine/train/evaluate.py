@@ -8,7 +8,7 @@ Sources: Shannon 1948 (bits of surprise); Gao et al. 2020, arXiv:2101.00027, sec
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,6 @@ def windows(length: int, context: int, stride: int) -> list[tuple[int, int, int]
     return found
 
 
-@torch.inference_mode()
 def score(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -91,42 +90,77 @@ def score(
     at all of them says more than a long one at the first few. Each document is predicted from an
     end-of-text token on, so its first token counts too.
     """
-    model.eval()
-    device = model.embed_tokens.weight.device
-    piece_bytes = np.array([len(piece) for piece in tokenizer.pieces])
-    rows: list[tuple[np.ndarray, np.ndarray]] = []  # inputs and targets of one window
-    size = count = 0
+    chosen = list(_beginnings(tokens, tokenizer, max_bytes, share))
+    found = score_documents(model, tokenizer, chosen, context=context, stride=stride)
+    return Score(
+        nats=math.fsum(each.nats for each in found),
+        tokens=sum(each.tokens for each in found),
+        bytes=sum(each.bytes for each in found),
+    )
+
+
+def _beginnings(
+    tokens: np.ndarray, tokenizer: Tokenizer, max_bytes: int | None, share: float
+) -> Iterator[np.ndarray]:
+    """Yield the part of each document that `score` looks at."""
+    piece_bytes = _piece_bytes(tokenizer)
+    size = 0
     for document in documents(tokens, tokenizer.end_of_text):
         document = document[: max(LEAST, math.ceil(share * len(document)))]
         if max_bytes is not None:
-            fitting = np.searchsorted(
-                piece_bytes[document].cumsum(), max_bytes - size, side="right"
-            )
-            document = document[: max(int(fitting), not count)]  # one token at the least
+            room = max_bytes - size
+            fitting = np.searchsorted(piece_bytes[document].cumsum(), room, side="right")
+            document = document[: max(int(fitting), not size)]  # one token at the least
         if not len(document):
-            break
+            return
+        size += int(piece_bytes[document].sum())
+        yield document
+
+
+def _piece_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    return np.array([len(piece) for piece in tokenizer.pieces])
+
+
+@torch.inference_mode()
+def score_documents(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    chosen: Sequence[np.ndarray],
+    *,
+    context: int,
+    stride: int,
+) -> list[Score]:
+    """Score each of these documents, given as token ids without an end."""
+    model.eval()
+    device = model.embed_tokens.weight.device
+    rows: list[tuple[np.ndarray, np.ndarray, int]] = []  # inputs, targets, whose window it is
+    for number, document in enumerate(chosen):
         inputs = np.concatenate(([tokenizer.end_of_text], document[:-1])).astype(np.int64)
         for start, first, end in windows(len(document), context, stride):
             targets = document[start:end].astype(np.int64)
             targets[: first - start] = IGNORE
-            rows.append((inputs[start:end], targets))
-        size += int(piece_bytes[document].sum())
-        count += len(document)
-    nats = 0.0
+            rows.append((inputs[start:end], targets, number))
+    nats = np.zeros(len(chosen))
     rows.sort(key=lambda row: len(row[0]))  # windows of one length share a batch without padding
     for first in range(0, len(rows), ROWS):
         group = rows[first : first + ROWS]
         longest = len(group[-1][0])
         tokens_BT = torch.zeros(len(group), longest, dtype=torch.long)
         targets_BT = torch.full((len(group), longest), IGNORE)
-        for row, (inputs, targets) in enumerate(group):  # padding on the right sees nothing
+        for row, (inputs, targets, _) in enumerate(group):  # padding on the right sees nothing
             tokens_BT[row, : len(inputs)] = torch.from_numpy(inputs)
             targets_BT[row, : len(targets)] = torch.from_numpy(targets)
         x_BTD = model.hidden(tokens_BT.to(device))
         scored_BT = targets_BT != IGNORE
         x_ND, targets_N = x_BTD[scored_BT.to(device)], targets_BT[scored_BT].to(device)
+        owners_N = np.repeat([number for *_, number in group], scored_BT.sum(1).numpy())
         for chunk in range(0, len(targets_N), CHUNK):
             part = slice(chunk, chunk + CHUNK)
             logits = model.head(x_ND[part]).float()
-            nats += F.cross_entropy(logits, targets_N[part], reduction="sum").item()
-    return Score(nats=nats, tokens=count, bytes=size)
+            losses_N = F.cross_entropy(logits, targets_N[part], reduction="none").double().cpu()
+            nats += np.bincount(owners_N[part], weights=losses_N.numpy(), minlength=len(nats))
+    piece_bytes = _piece_bytes(tokenizer)
+    return [
+        Score(nats=float(sum_), tokens=len(document), bytes=int(piece_bytes[document].sum()))
+        for sum_, document in zip(nats, chosen, strict=True)
+    ]

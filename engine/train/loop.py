@@ -33,6 +33,7 @@ class TrainStep:
     lr: float  # factor of the peak learning rates
     grad_norm: float  # before clipping
     tokens: int  # targets in this batch
+    seen: int  # tokens in this batch, of which targets may be only a part
     seconds: float
 
 
@@ -50,9 +51,9 @@ def train(
 ) -> Iterator[TrainStep]:
     """Train from update `start` until `steps(step)` updates are done, yielding after each.
 
-    `batches(k)` is the batch of update k, in parts, and dropout is seeded by (seed, k), so a run continued at
-    `start` is the run that never stopped. `steps` may grow known while running: a time budget is
-    turned into a number of steps after some of them were measured.
+    `batches(k)` is the batch of update k, in parts, and dropout is seeded by (seed, k), so a run
+    continued at `start` is the run that never stopped. `steps` may grow known while running: a time
+    budget is turned into a number of steps after some of them were measured.
 
     Raises: DivergenceError before an update whose loss or gradient is not finite.
     """
@@ -99,6 +100,7 @@ def train(
             lr=factor,
             grad_norm=norm,
             tokens=int(count),
+            seen=sum(part.tokens_BT.numel() for part in parts),
             seconds=time.perf_counter() - began,
         )
 

@@ -40,7 +40,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         kept = targets_N != IGNORE
         index_N = targets_N.where(kept, 0)
         grad_x_ND = torch.empty_like(x_ND)
-        grad_weight_VD = torch.zeros_like(weight_VD)
+        learns = ctx.needs_input_grad[1]  # a frozen head has no gradient to work out
+        grad_weight_VD = torch.zeros_like(weight_VD) if learns else None
         total = torch.zeros((), device=x_ND.device)
         for start in range(0, x_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
@@ -50,6 +51,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 logits = cap * torch.tanh(logits / cap)
             log_probs = logits.log_softmax(-1)
             total -= (log_probs.gather(1, index) * keep).sum()
+            if not ctx.needs_input_grad[0]:
+                continue
             grad = log_probs.exp_()  # softmax; minus the one-hot target it is the gradient
             grad.scatter_add_(1, index, grad.new_full(index.shape, -1.0))
             if cap:
@@ -58,7 +61,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 grad *= keep
             grad = grad.to(x_ND.dtype)
             grad_x_ND[rows] = grad @ weight_VD
-            grad_weight_VD += grad.T @ x_ND[rows]
+            if grad_weight_VD is not None:
+                grad_weight_VD += grad.T @ x_ND[rows]
         ctx.save_for_backward(grad_x_ND, grad_weight_VD)
         return total
 
@@ -67,16 +71,25 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         """Scale the gradients found in the forward pass."""
         (scale,) = grad_outputs
         grad_x_ND, grad_weight_VD = ctx.saved_tensors
-        return grad_x_ND * scale, grad_weight_VD * scale, None, None, None
+        grad_weight_VD = None if grad_weight_VD is None else grad_weight_VD * scale
+        return grad_x_ND * scale, grad_weight_VD, None, None, None
 
 
-def next_token_loss(model: Transformer, batch: Batch, chunk: int) -> tuple[Tensor, Tensor]:
-    """Return (sum of nats, count) of predicting each target of the batch: the pretraining loss.
+def next_token_loss(
+    model: Transformer, batch: Batch, chunk: int, recompute: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return (sum of nats, count) of predicting each target of the batch.
+
+    The loss of pretraining, where every token is a target, and of finetuning, where answers are.
 
     Source: Bengio et al. 2003 (neural language model); Radford et al. 2018 (at scale).
     """
-    x_ND = model.hidden(batch.tokens_BT).flatten(0, 1)
+    x_BTD = model.hidden(batch.tokens_BT, lengths=batch.lengths, recompute=recompute)
+    x_ND, targets_N = x_BTD.flatten(0, 1), batch.targets_BT.flatten()
+    kept_N = targets_N != IGNORE
+    if not kept_N.all():  # what is not learned needs no logits
+        x_ND, targets_N = x_ND[kept_N], targets_N[kept_N]
     total = ChunkedCrossEntropy.apply(
-        x_ND, model.lm_head.weight, batch.targets_BT.flatten(), chunk, model.config.logit_softcap
+        x_ND, model.lm_head.weight, targets_N, chunk, model.config.logit_softcap
     )
-    return total, (batch.targets_BT != IGNORE).sum()
+    return total, kept_N.sum()

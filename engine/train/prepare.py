@@ -1,6 +1,6 @@
 """From a recipe to everything the first step needs: folder, text, tokenizer, tokens, model.
 
-Next on the arrow: `engine/train/run.py`, which takes the steps.
+Next on the arrow: `engine/train/pretrain.py`, which knows what to learn from them.
 """
 
 import dataclasses
@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import torch
 
 from engine import checkpoint
-from engine.config import Recipe
+from engine.config import FileFormat, Recipe
 from engine.cost import train_bytes
 from engine.data.corpora import open_corpus, scan, spool
 from engine.data.pack import PackProgress, Shards, pack, sides
@@ -22,7 +22,7 @@ from engine.errors import CheckpointError, RecipeError
 from engine.hardware import check_memory
 from engine.manifest import read_json, read_manifest
 from engine.model.transformer import Transformer, initialise
-from engine.recipe import dump, load, override
+from engine.recipe import dump, fields, flatten, load, override, to_dict
 from engine.runs import TOKENIZER, create_run, has_begun, tidy
 from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
 from engine.train.optim import Optimizers
@@ -50,6 +50,20 @@ class SavedRun:
 
     folder: Path
     state: dict[str, Any]
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Refuse settings that only finetuning follows. Raises: RecipeError naming the first."""
+    values, usual = flatten(to_dict(recipe)), flatten(to_dict(Recipe()))
+    for key, field in fields().items():
+        foreign = key.startswith("train.lora.") or field.metadata["doc"].startswith("finetune:")
+        if foreign and values[key] != usual[key]:
+            raise RecipeError(f"{key} is for lm finetune, and lm train would not follow it")
+    if recipe.data.format not in get_args(FileFormat):
+        raise RecipeError(
+            f"data.format={recipe.data.format} is for the rows of lm finetune; lm train takes"
+            f" {', '.join(get_args(FileFormat))}"
+        )
 
 
 def open_folder(recipe: Recipe, folder: Path, resume: bool, force: bool) -> SavedRun | None:
@@ -164,7 +178,8 @@ def build_model(
 ) -> tuple[Transformer, Optimizers]:
     """Make the model and its optimizer: new from the seed, or exactly as they were saved."""
     rows = recipe.train.batch_size // recipe.train.accumulate
-    needed = train_bytes(recipe.model, rows, recipe.data.seq_len)
+    recompute = recipe.train.recompute
+    needed = train_bytes(recipe.model, rows, recipe.data.seq_len, recompute=recompute)
     check_memory(needed, device, "training this model")
     if not saved:
         model = Transformer(recipe.model, recipe.train.dropout)

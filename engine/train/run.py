@@ -1,58 +1,90 @@
-"""A training run from recipe to report: steps, plans, evaluations and checkpoints.
+"""A training run from its first step to its last: steps, plans, evaluations and checkpoints.
 
-`run` is a generator of records, in order: `Doing` and `PackProgress` while it prepares, `Prepared`,
-then `TrainStep`, `Plan`, `Evaluated` and `Saved` as they happen, and last `Finished` or
-`Interrupted`. The command line shows them; nothing here prints.
+What is learned is an `Objective`: `pretrain.py` makes one of a corpus, `engine/finetune` one of
+questions and answers. `go` is a generator of records, in order: `Prepared`, then `TrainStep`,
+`Plan`, `Evaluated` and `Saved` as they happen, and last `Finished` or `Interrupted`. The command
+line shows them; nothing here prints.
 """
 
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine import checkpoint
 from engine.config import Recipe
 from engine.cost import parameters, train_flops
-from engine.data.batches import WindowBatches
+from engine.data.batches import Batch
 from engine.data.pack import PackProgress
 from engine.errors import DivergenceError, RecipeError
-from engine.hardware import (
-    autocast,
-    keep_heap,
-    matmul_peak,
-    peak_memory,
-    pick_device,
-    pick_dtype,
-    use_threads,
-)
+from engine.hardware import autocast, matmul_peak, peak_memory
 from engine.manifest import read_json
 from engine.model.transformer import Transformer
 from engine.recipe import dump, duration
-from engine.runs import hold
-from engine.train.evaluate import Score, score
+from engine.text.tokenizer import Tokenizer
+from engine.train.evaluate import Score
 from engine.train.log import MetricsLog
 from engine.train.loop import TrainStep, train
-from engine.train.loss import next_token_loss
 from engine.train.optim import Optimizers
 from engine.train.plan import Plan, Planner
-from engine.train.prepare import (
-    Data,
-    Doing,
-    SavedRun,
-    build_model,
-    fill_sizes,
-    open_folder,
-    prepare_data,
-)
+from engine.train.prepare import Doing, SavedRun
 
 EVALUATIONS = 5  # in a run, unless eval.every says otherwise
+
+
+class Objective(Protocol):
+    """What a run learns and is judged by: where pretraining and finetuning differ."""
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of everything it learns from; a resumed run must find the same."""
+        ...
+
+    def batches(self, step: int) -> Sequence[Batch]:
+        """Return the parts of a batch."""
+        ...
+
+    def loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return (sum of nats, count of targets) of one part."""
+        ...
+
+    def evaluate(self, model: Transformer) -> Score:
+        """Score the model on the way: a quick look at what is held out."""
+        ...
+
+    def judge(self, model: Transformer) -> Score:
+        """Score what is delivered, thoroughly."""
+        ...
+
+    def lineage(self) -> Mapping[str, Any]:
+        """Say for the manifest what was learned from: at least `parent` and `data`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Everything that the first step needs."""
+
+    recipe: Recipe  # with every size filled in
+    folder: Path
+    objective: Objective
+    model: Transformer
+    tokenizer: Tokenizer
+    optimizer: Optimizers
+    saved: SavedRun | None  # where to go on from
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    base: Path | None = None  # what a model with LoRA stands beside
+    first_look: bool = False  # evaluate before the first step too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +94,8 @@ class Prepared:
     recipe: Recipe  # with every size filled in
     folder: Path
     model: Transformer
-    data: Data
+    tokenizer: Tokenizer
+    objective: Objective
     start: int  # first step of this process; 0 unless resumed
     machine: dict[str, str]  # device, dtype, threads, versions: what exactness depends on
     changed: list[str]  # in which of these a resumed run differs from before
@@ -104,6 +137,7 @@ class Finished:
     step: int
     best_step: int  # the step whose model is delivered and scored
     folder: Path
+    model: Transformer
     score: Score
     tokens: int
     seconds: float
@@ -115,77 +149,51 @@ Event = (
 )
 
 
-def run(
-    recipe: Recipe,
-    folder: Path,
-    cache: Path,
-    *,
-    resume: bool = False,
-    force: bool = False,
-    stdin: BinaryIO | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Event]:
-    """Train what `recipe` describes into `folder`, or continue or replace what is there.
+def go(job: Job, stop: Callable[[], bool]) -> Iterator[Event]:
+    """Train to the end, to the first `stop`, or to a divergence; save in each case.
 
     `stop` is asked after every step; when it says yes, the run saves and ends with `Interrupted`.
-    `stdin` is where text comes from if data.train is "-"; the run keeps a copy to resume from.
 
-    Raises: RecipeError if the folder holds a run and neither `resume` nor `force` is set, or holds
-    another run than the recipe describes; DataError, CheckpointError, ResourceError;
+    Raises: RecipeError if a run to be continued began on other text; ResourceError;
     DivergenceError, after saving the last good state.
     """
-    keep_heap()
-    threads = use_threads(recipe.run.threads)
-    device = pick_device(recipe.run.device)
-    dtype = pick_dtype(recipe.run.dtype, device)
-    with hold(folder):
-        saved = open_folder(recipe, folder, resume, force)
-        data = yield from prepare_data(recipe, folder, cache, stdin)
-        recipe = fill_sizes(recipe, data.tokenizer)
-        if saved and saved.state["data"] != data.shards.digest:
-            raise RecipeError(
-                f"the text of {recipe.data.train} is not what this run was started on (digest"
-                f" {saved.state['data'][:12]}, now {data.shards.digest[:12]}); restore it or start"
-                " anew"
-            )
-        model, optimizer = build_model(recipe, device, saved)
-        machine = {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
-        machine |= {"threads": str(threads)} | versions()
-        before = saved.state["machine"] if saved else machine
-        prepared = Prepared(
-            recipe=recipe,
-            folder=folder,
-            model=model,
-            data=data,
-            start=saved.state["step"] if saved else 0,
-            machine=machine,
-            changed=[
-                f"{k} was {v}, is {machine.get(k)}"
-                for k, v in before.items()
-                if machine.get(k) != v
-            ],
-            parameters=sum(parameters(recipe.model).values()),
-            flops_per_token=train_flops(recipe.model, recipe.data.seq_len),
-            peak_flops=matmul_peak(device, dtype),
+    recipe, saved = job.recipe, job.saved
+    if saved and saved.state["data"] != job.objective.digest:
+        raise RecipeError(
+            f"what {recipe.data.train} holds is not what this run was started on (digest"
+            f" {saved.state['data'][:12]}, now {job.objective.digest[:12]}); restore it or start"
+            " anew"
         )
-        yield prepared
-        worker = _Run(prepared, optimizer, saved)
-        yield from worker.go(lambda: autocast(device, dtype), stop)
+    machine = {"device": str(job.device), "dtype": str(job.dtype).removeprefix("torch.")}
+    machine |= {"threads": str(job.threads)} | versions()
+    before = saved.state["machine"] if saved else machine
+    prepared = Prepared(
+        recipe=recipe,
+        folder=job.folder,
+        model=job.model,
+        tokenizer=job.tokenizer,
+        objective=job.objective,
+        start=saved.state["step"] if saved else 0,
+        machine=machine,
+        changed=[
+            f"{k} was {v}, is {machine.get(k)}" for k, v in before.items() if machine.get(k) != v
+        ],
+        parameters=sum(parameters(recipe.model).values()),
+        flops_per_token=train_flops(recipe.model, recipe.data.seq_len),
+        peak_flops=matmul_peak(job.device, job.dtype),
+    )
+    yield prepared
+    yield from _Run(job, prepared).go(stop)
 
 
 class _Run:
-    """The part of a run after preparation: steps, evaluations and saves, in a fixed order."""
+    """Steps, evaluations and saves, in a fixed order."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        optimizer: Optimizers,
-        saved: SavedRun | None,
-    ) -> None:
-        self.prepared, self.optimizer = prepared, optimizer
-        self.recipe, self.folder, self.model = prepared.recipe, prepared.folder, prepared.model
-        self.valid = prepared.data.shards.tokens("valid")
-        state = saved.state if saved else {}
+    def __init__(self, job: Job, prepared: Prepared) -> None:
+        self.job, self.machine = job, prepared.machine
+        self.recipe, self.folder, self.model = job.recipe, job.folder, job.model
+        self.objective = job.objective
+        state = job.saved.state if job.saved else {}
         self.step: int = state.get("step", 0)
         self.tokens: int = state.get("tokens", 0)
         self.best: float | None = state.get("best")
@@ -194,38 +202,33 @@ class _Run:
         self.elapsed: float = state.get("seconds", 0.0)  # of earlier processes
         self.began = time.perf_counter()
         self.planner = Planner(self.recipe.train, self.folder / "plan.json")
-        self.saved_step, self.saved_at = self.step if saved else -1, self.began
+        self.saved_step, self.saved_at = self.step if job.saved else -1, self.began
 
     def seconds(self) -> float:
         """Return the time trained, in all processes of this run."""
         return self.elapsed + time.perf_counter() - self.began
 
-    def go(self, precision, stop: Callable[[], bool]) -> Iterator[Event]:
-        """Train to the end, to the first `stop`, or to a divergence; save in each case."""
-        recipe = self.recipe
-        batches = WindowBatches(
-            self.prepared.data.shards.tokens("train"),
-            recipe.data.seq_len,
-            recipe.train.batch_size,
-            recipe.run.seed,
-            recipe.train.accumulate,
-        )
+    def go(self, stop: Callable[[], bool]) -> Iterator[Event]:
+        """Take the steps."""
+        job, recipe = self.job, self.recipe
         steps = train(
             self.model,
-            self.optimizer,
-            batches,
-            lambda model, batch: next_token_loss(model, batch, recipe.train.loss_chunk),
+            job.optimizer,
+            self.objective.batches,
+            self.objective.loss,
             recipe.train,
             seed=recipe.run.seed,
             start=self.step,
             steps=self.planner.steps,
-            precision=precision,
+            precision=lambda: autocast(job.device, job.dtype),
         )
         self.log = MetricsLog(self.folder / "metrics.jsonl", self.step)
         yield from self.planner.plans[-1:]  # a resumed run's, so that its length is known
         try:
+            if job.first_look and not self.step:
+                yield self._look()
             for event in steps:
-                self.step, self.tokens = event.step, self.tokens + event.tokens
+                self.step, self.tokens = event.step, self.tokens + event.seen
                 row = {"step": event.step, "loss": event.loss, "lr": event.lr}
                 row |= {"grad_norm": event.grad_norm, "tokens": self.tokens}
                 self.log.write(row | {"seconds": round(self.seconds(), 3)})
@@ -289,31 +292,20 @@ class _Run:
 
     def _evaluate(self) -> Iterator[Event]:
         """Score a part of the held-out text; save if the figure is the best so far."""
-        settings = self.recipe.eval
-        context = settings.seq_len or self.recipe.data.seq_len
-        share = min(1.0, settings.bytes / self.prepared.data.shards.valid.bytes)
-        result = self._score(self.model, context, settings.bytes, share)
-        self.score = (self.step, result.bits_per_byte)
-        best = self.best is None or result.bits_per_byte < self.best
+        look = self._look()
+        best = self.best is None or look.score.bits_per_byte < self.best
         if best:
-            self.best = result.bits_per_byte
-        self._log_score(self.step, result, final=False)
-        yield Evaluated(step=self.step, score=result, best=best, final=False)
+            self.best = look.score.bits_per_byte
+        yield dataclasses.replace(look, best=best)
         if best:
             yield from self._save(best=True)
 
-    def _score(self, model: Transformer, stride: int, max_bytes: int, share: float = 1.0) -> Score:
-        context = self.recipe.eval.seq_len or self.recipe.data.seq_len
-        tokenizer = self.prepared.data.tokenizer
-        return score(
-            model,
-            tokenizer,
-            self.valid,
-            context=context,
-            stride=stride,
-            max_bytes=max_bytes,
-            share=share,
-        )
+    def _look(self) -> Evaluated:
+        """Score a part of the held-out text and log it."""
+        result = self.objective.evaluate(self.model)
+        self.score = (self.step, result.bits_per_byte)
+        self._log_score(self.step, result, final=False)
+        return Evaluated(step=self.step, score=result, best=False, final=False)
 
     def _log_score(self, step: int, result: Score, final: bool) -> None:
         row = {"step": step, "valid_bpb": result.bits_per_byte, "valid_loss": result.loss}
@@ -324,35 +316,29 @@ class _Run:
         """Write a checkpoint of this step, unless it is there already."""
         if self.step == self.saved_step and not best:
             return
-        shards = self.prepared.data.shards
-        data = {"source": self.recipe.data.train, "digest": shards.digest, "held_out": shards.rule}
-        data |= {
-            "train": dataclasses.asdict(shards.train),
-            "valid": dataclasses.asdict(shards.valid),
-        }
         snapshot = checkpoint.Snapshot(
             step=self.step,
             model=self.model,
-            tokenizer=self.prepared.data.tokenizer,
+            tokenizer=self.job.tokenizer,
             recipe_yaml=dump(self.recipe),
             sample=self.recipe.sample,
             facts={
-                "parent": None,
+                **self.objective.lineage(),
                 "tokens_seen": self.tokens,
                 "valid_bpb": self.score[1] if self.score[0] == self.step else None,
                 "train_seconds": round(self.seconds(), 1),
-                "data": data,
-                "tokenizer": self.prepared.data.tokenizer.digest,
-                "machine": self.prepared.machine,
+                "tokenizer": self.job.tokenizer.digest,
+                "machine": self.machine,
             },
-            optimizer=self.optimizer.state(),
+            optimizer=self.job.optimizer.state(),
+            base=self.job.base,
             state={
                 "step": self.step,
                 "tokens": self.tokens,
                 "best": self.best,
                 "seconds": self.seconds(),
-                "data": shards.digest,
-                "machine": self.prepared.machine,
+                "data": self.objective.digest,
+                "machine": self.machine,
             },
         )
         self.log.sync()  # no checkpoint is ahead of its log
@@ -371,16 +357,15 @@ class _Run:
         best_step = read_json(best / "manifest.json")["step"]
         model = self.model
         if best_step != self.step:  # the best came before the end, and it is what -m NAME loads
-            model, _ = checkpoint.load_model(best, self.model.embed_tokens.weight.device)
-        settings = self.recipe.eval
-        context = settings.seq_len or self.recipe.data.seq_len
-        result = self._score(model, max(1, context // settings.overlap), settings.final_bytes)
+            model, _ = checkpoint.load_model(best, self.job.device)
+        result = self.objective.judge(model)
         self._log_score(best_step, result, final=True)
         yield Evaluated(step=best_step, score=result, best=True, final=True)
         yield Finished(
             step=self.step,
             best_step=best_step,
             folder=self.folder,
+            model=model,
             score=result,
             tokens=self.tokens,
             seconds=seconds,

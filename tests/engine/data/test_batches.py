@@ -1,4 +1,4 @@
-"""Batches: pure functions of (seed, number) that visit every window once an epoch."""
+"""Batches: pure functions of (seed, number) that visit every window, or sample, once an epoch."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.batches import WindowBatches
+from engine.data.batches import IGNORE, SampleBatches, WindowBatches, digest
+from engine.data.samples import Sample
 from engine.errors import DataError
 
 TOKENS = np.arange(1000, dtype=np.uint16)  # a token is its own position
@@ -134,3 +135,143 @@ def test_high_token_ids_keep_their_value_from_a_file(tmp_path, dtype, highest):
     mapped = np.memmap(tmp_path / "train.bin", dtype=dtype, mode="r")
     batch = batches(mapped)(0)
     assert (batch.tokens_BT == highest).all() and (batch.targets_BT == highest).all()
+
+
+def sample(ids, learned=None):
+    """A sample that learns all it can, or what is said."""
+    mask = np.ones(len(ids), bool) if learned is None else np.array(learned, bool)
+    mask[0] = False
+    return Sample(where="x:1", ids=np.array(ids, np.int32), learned=mask)
+
+
+def counted(lengths):
+    """Samples whose tokens are all different: a token says where it comes from."""
+    starts = np.cumsum([0, *lengths])
+    return [sample(range(a, a + n)) for a, n in zip(starts, lengths, strict=False)]
+
+
+def packs(samples, capacity=8, packs=1, parts=1, seed=0, packing=True):
+    return SampleBatches(
+        samples, capacity=capacity, packs=packs, parts=parts, seed=seed, packing=packing
+    )
+
+
+def test_samples_lie_end_to_end_and_each_begins_anew():
+    """TRL's packed lengths [3, 3] and [4, 1]: positions 0 1 2 0 1 2 and 0 1 2 3 0.
+
+    It masks the label at each document's start; a target here is the next token, so that is the
+    target at each document's end, its mirror image.
+    """
+    serve = packs([sample(range(n, n + 4)) for n in (10, 20)] + [sample([30, 31, 32])], 7)
+    rows = [serve(0)[0], serve(1)[0]]
+    by_size = sorted(rows, key=lambda batch: -batch.tokens_BT.numel())
+    assert [batch.lengths for batch in by_size] == [(4, 3), (4,)]
+    for batch in rows:
+        ends = np.cumsum(batch.lengths) - 1
+        targets = batch.targets_BT[0].tolist()
+        assert [at for at, target in enumerate(targets) if target == IGNORE] == ends.tolist()
+        follow = batch.tokens_BT[0, 1:].tolist()
+        assert all(t in (IGNORE, token) for t, token in zip(targets, follow, strict=False))
+        assert batch.tokens_BT.dtype == batch.targets_BT.dtype == torch.int64
+
+
+def test_only_what_is_learned_is_a_target():
+    """Labels [-100, -100, 3, 4] of TRL's mask [0, 0, 1, 1] are the targets 3 and 4, one earlier."""
+    (batch,) = packs([sample([1, 2, 3, 4], [0, 0, 1, 1])])(0)
+    assert batch.targets_BT.tolist() == [[IGNORE, 3, 4, IGNORE]]
+    assert batch.lengths == (4,)
+
+
+LENGTHS = [5, 3, 8, 2, 2, 7, 4, 6, 3, 8, 2, 5, 4]
+SAMPLES = counted(LENGTHS)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+def test_an_epoch_visits_every_sample_once(packing, count):
+    """Also with batches that straddle epochs, or are larger than one."""
+    serve = packs(SAMPLES, packs=count, packing=packing)
+    bins = len(serve.bins)
+    assert bins == (len(SAMPLES) if not packing else 8)
+    visited = np.concatenate(
+        [part.tokens_BT[0].numpy() for number in range(bins) for part in serve(number)]
+    )  # this many batches are `count` epochs
+    assert np.bincount(visited, minlength=sum(LENGTHS)).tolist() == [count] * sum(LENGTHS)
+    assert sorted(i for chosen in serve.bins for i in chosen) == list(range(len(SAMPLES)))
+
+
+def test_a_batch_of_samples_depends_on_seed_and_number_alone():
+    numbers = [0, 1, 3, 4, 5, 9, 70]
+
+    def asked(order):
+        serve = packs(SAMPLES, packs=2)
+        return {number: serve(number)[0] for number in order}
+
+    forward, backward = asked(numbers), asked(numbers[::-1])
+    assert all(equal(forward[number], backward[number]) for number in numbers)
+    assert not equal(packs(SAMPLES, packs=2)(0)[0], packs(SAMPLES, packs=2, seed=1)(0)[0])
+    assert packs(SAMPLES).epoch(0).tolist() != packs(SAMPLES).epoch(1).tolist()
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_the_parts_of_a_batch_of_samples_are_the_batch(parts, packing):
+    (whole,) = packs(SAMPLES, packs=8, packing=packing)(3)
+    found = packs(SAMPLES, packs=8, parts=parts, packing=packing)(3)
+    assert len(found) == parts
+    assert torch.equal(torch.cat([part.tokens_BT for part in found], 1), whole.tokens_BT)
+    assert torch.equal(torch.cat([part.targets_BT for part in found], 1), whole.targets_BT)
+    assert sum((part.lengths for part in found), ()) == whole.lengths
+
+
+@given(
+    lengths=st.lists(st.integers(2, 12), min_size=1, max_size=20),
+    room=st.integers(0, 20),
+    seed=st.integers(0, 1 << 40),
+)
+def test_no_pack_is_over_capacity_and_every_row_has_a_target(lengths, room, seed):
+    """Elsewhere samples longer than a pack fill it with padding, and the loss is NaN."""
+    capacity = max(lengths) + room
+    serve = packs(counted(lengths), capacity, seed=seed)
+    for number in range(len(serve.bins)):
+        (batch,) = serve(number)
+        assert batch.tokens_BT.numel() == sum(batch.lengths) <= capacity
+        assert (batch.targets_BT != IGNORE).sum() == sum(n - 1 for n in batch.lengths)
+
+
+def test_no_batch_is_longer_than_the_longest():
+    for packing in (True, False):
+        serve = packs(SAMPLES, packs=4, parts=2, packing=packing)
+        sizes = [part.tokens_BT.numel() for part in serve.longest()]
+        assert len(sizes) == 2
+        for number in range(50):
+            found = [part.tokens_BT.numel() for part in serve(number)]
+            assert max(found) <= max(sizes) and sum(found) <= sum(sizes)
+
+
+def test_where_a_sample_lies():
+    serve = packs(SAMPLES, capacity=20)
+    for index, own in enumerate(SAMPLES):
+        place = serve.where(index)
+        row = np.concatenate([SAMPLES[i].ids for i in place.samples])
+        assert index in place.samples and serve.bins[place.pack] == list(place.samples)
+        assert row[place.offset : place.offset + len(own.ids)].tolist() == own.ids.tolist()
+
+
+def test_no_samples_are_an_error():
+    with pytest.raises(DataError, match="no rows are left to train on"):
+        packs([])
+
+
+def test_the_digest_is_of_ids_masks_and_borders():
+    base = [sample([1, 2, 3]), sample([4, 5])]
+    assert digest(base) == digest([sample([1, 2, 3]), sample([4, 5])])
+    others = [
+        [sample([1, 2, 3]), sample([4, 6])],
+        [sample([1, 2, 3], [0, 0, 1]), sample([4, 5])],
+        [sample([1, 2]), sample([3, 4, 5])],
+        base[::-1],
+        base[:1],
+        [*base, sample([4, 5])],
+    ]
+    assert len({digest(samples) for samples in [base, *others]}) == 7

@@ -66,7 +66,7 @@ def test_equals_its_formula(n_kv_heads, qk_norm, bias, look):
         n_kv_heads=n_kv_heads, qk_norm=qk_norm, attention_bias=bias, output_bias=bias, head_dim=6
     )
     x = normal(2, T, 16)
-    rope = rotation(frequencies(config), 3, T) if look != "all" else None
+    rope = rotation(frequencies(config), torch.arange(3, 3 + T)) if look != "all" else None
     position = torch.arange(T)
     window = 3 if look == "window" else 0
     mask = (

@@ -13,7 +13,7 @@ def table(head_dim: int, length: int = 1100, theta: float = 10000.0):
     config = ModelConfig(
         n_heads=2, d_model=2 * head_dim, max_seq_len=length, rope_theta=theta, head_dim=head_dim
     )
-    return rotation(frequencies(config), 0, length)
+    return rotation(frequencies(config), torch.arange(length))
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -248,9 +248,9 @@ def test_windowed_layers_with_a_base_of_their_own_are_not_scaled():
 def test_numbers_beyond_the_rotated_part_stay_as_they_are():
     config = ModelConfig(head_dim=16, rotary_dim=6)
     x = normal(2, 3, 50, 16)
-    y = rotate(x, *rotation(frequencies(config), 0, 50))
+    y = rotate(x, *rotation(frequencies(config), torch.arange(50)))
     assert torch.equal(y[..., 6:], x[..., 6:])
-    alone = rotate(x[..., :6], *rotation(frequencies(config), 0, 50))
+    alone = rotate(x[..., :6], *rotation(frequencies(config), torch.arange(50)))
     assert torch.equal(y[..., :6], alone)
     assert not torch.equal(y[:, :, 1:, :6], x[:, :, 1:, :6])
 

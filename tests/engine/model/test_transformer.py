@@ -264,6 +264,55 @@ def test_rows_of_a_batch_are_alone(changes):
             torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
 
 
+ENDS = (5, 1, 9, 3)  # texts in one row
+MORE = {
+    "attention softcap": {"attention_softcap": 3.0},
+    "base of its own": {"sliding_window": 4, "full_every": 2, "local_rope_theta": 50.0},
+}
+
+
+@pytest.mark.parametrize("changes", [*OPTIONS.values(), *MORE.values()], ids=[*OPTIONS, *MORE])
+def test_texts_in_one_row_are_alone(changes):
+    """No leak through packing: what stands third has the logits that it has by itself."""
+    model, tokens = make_model(**changes), draw(1, sum(ENDS))
+    with torch.no_grad():
+        packed = model.head(model.hidden(tokens, lengths=ENDS))
+        joined = model(tokens)
+        alone = torch.cat([model(text) for text in tokens.split(ENDS, dim=1)], dim=1)
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
+    assert (joined - alone).abs().max() > 1e-3  # the control: without lengths they do see
+
+
+def test_a_packed_text_has_the_gradient_it_has_alone():
+    tokens = draw(1, sum(ENDS))
+    found = []
+    for packed in (True, False):
+        model = make_model(sliding_window=4, full_every=2)
+        if packed:
+            model.hidden(tokens, lengths=ENDS).square().sum().backward()
+        else:
+            for text in tokens.split(ENDS, dim=1):
+                model.hidden(text).square().sum().backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(), ENDS])
+def test_recomputing_blocks_gives_the_same_gradient_to_the_bit(lengths):
+    found = []
+    for recompute in (False, True):
+        model = make_model().train()
+        for block in model.blocks:
+            block.drop.p = 0.2  # type: ignore[union-attr, assignment]
+        torch.manual_seed(5)
+        x = model.hidden(draw(1, sum(ENDS)), lengths=lengths, recompute=recompute)
+        x.square().sum().backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(found[0]) > 10
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("activation", ["swiglu", "geglu", "gelu", "relu2"])
 @pytest.mark.parametrize("norm_placement", ["pre", "post", "sandwich"])
 def test_gradient_of_a_block(activation, norm_placement):

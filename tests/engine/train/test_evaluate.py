@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.train.evaluate import documents, score, windows
+from engine.train.evaluate import documents, score, score_documents, windows
 from tests.conftest import TEXT, make_model
 
 
@@ -94,3 +94,20 @@ def test_a_uniform_model_costs_log2_v_per_token(tokenizer):
     found = score(model, tokenizer, stream(tokenizer, [TEXT[:300]]), context=32, stride=32)
     expected = found.tokens * math.log2(400) / found.bytes
     assert found.bits_per_byte == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_document_gets_its_own_surprise(tokenizer):
+    """Whatever windows share a batch, no nat of one document is booked on another."""
+    model, texts = (
+        make_model(),
+        ["def f(x):\n    return x\n", TEXT[:400], "é ü 你好", TEXT[900:1000]],
+    )
+    chosen = [np.array(tokenizer.encode(text)) for text in texts]
+    found = score_documents(model, tokenizer, chosen, context=128, stride=128)
+    assert [one.bytes for one in found] == [len(text.encode()) for text in texts]
+    assert [one.tokens for one in found] == [len(ids) for ids in chosen]
+    for one, text, ids in zip(found, texts, chosen, strict=True):
+        if len(ids) <= 128:  # one window
+            assert one.nats == pytest.approx(by_hand(model, tokenizer, [text]), rel=1e-5)
+    whole = score(model, tokenizer, stream(tokenizer, texts), context=128, stride=128)
+    assert math.fsum(one.nats for one in found) == pytest.approx(whole.nats, rel=1e-12)

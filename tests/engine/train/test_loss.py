@@ -71,3 +71,35 @@ def test_parts_of_a_batch_add_up_to_the_batch():
 
     whole = gradient(1)
     torch.testing.assert_close(gradient(8), whole, rtol=1e-4, atol=1e-6 * whole.abs().max().item())
+
+
+def test_a_prompt_carries_no_gradient():
+    """What is not learned has no logits: its targets cannot matter, whatever they would be."""
+    model = make_model()
+    tokens = torch.arange(12)[None] * 7
+    targets = tokens.clone()
+    targets[:, :7] = IGNORE
+    batch = Batch(tokens_BT=tokens, targets_BT=targets, lengths=(4, 8))
+    loss, count = next_token_loss(model, batch, 3)
+    assert count == 5
+    with torch.no_grad():
+        logits = model.head(model.hidden(tokens, lengths=(4, 8)))
+    torch.testing.assert_close(loss, cross_entropy(logits, targets)[0])
+    x = model.hidden(tokens, lengths=(4, 8))
+    x.retain_grad()
+    cross_entropy(model.head(x), targets)[0].backward()
+    assert x.grad is not None
+    assert not x.grad[:, :7].any() and x.grad[:, 7:].any(dim=-1).all()
+
+
+def test_a_frozen_head_gets_no_gradient():
+    x = torch.randn(6, 4, requires_grad=True)
+    weight = torch.randn(9, 4)
+    found = []
+    for learns in (True, False):
+        head = weight.clone().requires_grad_(learns)
+        x.grad = None
+        ChunkedCrossEntropy.apply(x, head, torch.arange(6), 4, 0.0).backward()
+        assert (head.grad is not None) == learns and x.grad is not None
+        found.append(x.grad.clone())
+    assert torch.equal(*found)

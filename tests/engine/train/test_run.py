@@ -14,7 +14,8 @@ from engine.runs import TOKENIZER
 from engine.text.tokenizer import load_tokenizer
 from engine.train.log import read_metrics
 from engine.train.loop import TrainStep
-from engine.train.run import Evaluated, Finished, Interrupted, Prepared, run
+from engine.train.pretrain import run
+from engine.train.run import Evaluated, Finished, Interrupted, Prepared
 from tests.conftest import ROOT
 from tests.engine.text.published import llama3, qwen, write
 
@@ -62,7 +63,7 @@ def test_resume_is_the_run_that_never_stopped(tmp_path, optimizer, stopped):
     name = f"train.optim.name={optimizer}"
     whole = train(tmp_path, "whole", name)
     prepared = next(event for event in whole if isinstance(event, Prepared))
-    windows = prepared.data.shards.train.tokens // 16
+    windows = prepared.objective.data.shards.train.tokens // 16
     assert windows < 20 * 48, "the run must cross an epoch"
     train(tmp_path, "stopped", name, until=stopped)
     train(tmp_path, "stopped", name, resume=True)
@@ -81,7 +82,7 @@ def test_the_comparison_would_notice_what_is_lost(tmp_path, lost, monkeypatch):
         state = {k: torch.zeros_like(v) for k, v in safetensors.torch.load_file(file).items()}
         safetensors.torch.save_file(state, file)
     elif lost == "position":
-        import engine.train.run as module
+        import engine.train.pretrain as module
 
         real = module.WindowBatches
         monkeypatch.setattr(
@@ -131,7 +132,7 @@ def test_the_first_loss_is_ln_v_and_the_model_beats_the_unigram(tmp_path):
     assert steps[0].loss == pytest.approx(log(300), abs=0.05)
     finished = events[-1]
     assert isinstance(finished, Finished)
-    data = next(event for event in events if isinstance(event, Prepared)).data
+    data = next(event for event in events if isinstance(event, Prepared)).objective.data
     dumb = next(baselines(data.shards, data.tokenizer, finished.score.bytes)).bits_per_byte
     assert finished.score.bits_per_byte < dumb - 0.5
 
@@ -199,9 +200,9 @@ def test_a_run_keeps_the_settings_of_its_tokenizer(tmp_path):
     for resume in (False, True):
         events = train(tmp_path, "run", path, until=6 if not resume else None, resume=resume)
         prepared = next(event for event in events if isinstance(event, Prepared))
-        tokenizer = prepared.data.tokenizer
+        tokenizer = prepared.tokenizer
         assert tokenizer.special[tokenizer.end_of_text] == "<|end_of_text|>"
-        assert tokenizer.end_of_text in prepared.data.shards.tokens("train")
+        assert tokenizer.end_of_text in prepared.objective.data.shards.tokens("train")
     assert load_tokenizer(tmp_path / "run" / "last").template == "{{ x }}"
 
 
@@ -212,8 +213,8 @@ def test_another_end_of_text_makes_other_shards(tmp_path):
         folder = write(tmp_path, llama3(), eos_token=name)
         events = train(tmp_path, name.strip("<|>"), f"tokenizer.path={folder}", until=1)
         prepared = next(event for event in events if isinstance(event, Prepared))
-        ends[name] = int(prepared.data.shards.tokens("train")[-1])
-        assert prepared.data.tokenizer.special[ends[name]] == name
+        ends[name] = int(prepared.objective.data.shards.tokens("train")[-1])
+        assert prepared.tokenizer.special[ends[name]] == name
 
 
 def test_a_tokenizer_that_alters_text_is_refused(tmp_path):

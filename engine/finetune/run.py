@@ -1,0 +1,262 @@
+"""`lm finetune`: adapt a checkpoint to rows of questions and answers, and see what it cost.
+
+The run itself is that of pretraining (`engine/train/run.py`) with another objective. Before its
+first step the longest batch is tried, so that memory runs out now or never; after its last, the
+delivered model is held against its base: what it answers, and what it has forgotten.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from engine import checkpoint
+from engine.adapter_config import weights_digest
+from engine.config import Recipe
+from engine.cost import parameters, train_bytes
+from engine.data.corpora import open_corpus
+from engine.data.samples import Sample, with_template
+from engine.errors import RecipeError, ResourceError
+from engine.finetune.answers import Question, TaskScore, answer, tally, usual_answers
+from engine.finetune.forgetting import Forgetting, Text, compare, measure, take, take_tokens
+from engine.finetune.objective import Finetuning
+from engine.finetune.prepare import Side, Tuning, check_settings, own_text, read_rows
+from engine.hardware import (
+    check_memory,
+    keep_heap,
+    peak_memory,
+    pick_device,
+    pick_dtype,
+    use_threads,
+)
+from engine.model.lora import add_lora
+from engine.model.transformer import Transformer
+from engine.recipe import override
+from engine.runs import find, hold
+from engine.text.tokenizer import Tokenizer
+from engine.train.evaluate import documents
+from engine.train.optim import Optimizers
+from engine.train.prepare import Doing, SavedRun, open_folder
+from engine.train.run import Event, Finished, Job, go
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """The longest batch fits."""
+
+    tokens: int
+    peak_memory: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """The delivered model beside its base: what each answers, and other texts before and after."""
+
+    before: list[TaskScore]  # both empty if no questions were asked
+    after: list[TaskScore]
+    texts: list[Forgetting]
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    cache: Path,
+    checkpoints: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    stdin: BinaryIO | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event | Probed | Compared]:
+    """Finetune as `recipe` describes into `folder`, or continue or replace what is there.
+
+    The base is looked for by folder, then by name under `checkpoints`.
+
+    Raises: RecipeError if there is no base, or what `engine.train.pretrain.run` raises it for;
+    DataError, CheckpointError, ResourceError, DivergenceError.
+    """
+    keep_heap()
+    threads = use_threads(recipe.run.threads)
+    device = pick_device(recipe.run.device)
+    if not recipe.train.base:
+        raise RecipeError("which model is to be finetuned? Give -m NAME, or train.base=NAME")
+    base = find(recipe.train.base, checkpoints).resolve()
+    with hold(folder):
+        saved = open_folder(recipe, folder, resume, force)
+        yield Doing(what=f"loading {recipe.train.base}")
+        model, tokenizer = checkpoint.load_model(base, device, recipe.train.dropout)
+        if recipe.data.chat != "plain":
+            tokenizer = with_template(tokenizer)
+        check_settings(recipe, model.config)
+        format, rule, sides = yield from read_rows(recipe, tokenizer, folder, stdin)
+        text = yield from own_text(recipe, base, tokenizer, cache)
+        tuning = Tuning(
+            format=format,
+            rule=rule,
+            train=sides["train"],
+            valid=sides["valid"],
+            test=sides.get("test"),
+            own_text=text,
+        )
+        recipe = override(recipe, model=_sizes(model))
+        objective = Finetuning(recipe, tuning, tokenizer, base, weights_digest(base))
+        model = _build(model, recipe, objective, device, saved)
+        optimizer = Optimizers(model, recipe.train.optim)
+        if saved:
+            state = saved.folder / "state" / "optimizer.safetensors"
+            optimizer.load_state(checkpoint.load_tensors(state, device))
+        yield Doing(what="trying the longest batch")
+        yield _probe(model, objective)
+        job = Job(
+            recipe=recipe,
+            folder=folder,
+            objective=objective,
+            model=model,
+            tokenizer=tokenizer,
+            optimizer=optimizer,
+            saved=saved,
+            device=device,
+            dtype=pick_dtype(recipe.run.dtype, device),
+            threads=threads,
+            base=base if recipe.train.lora.rank else None,
+            first_look=True,
+        )
+        for event in go(job, stop):
+            if isinstance(event, Finished):
+                yield from _compare(job, objective, event.model)
+            yield event
+
+
+def _sizes(model: Transformer) -> dict[str, object]:
+    """Return the settings of a model by name."""
+    config = model.config
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def _build(
+    model: Transformer,
+    recipe: Recipe,
+    objective: Finetuning,
+    device: torch.device,
+    saved: SavedRun | None,
+) -> Transformer:
+    """Make the base what is trained: itself, or LoRA beside it; or load what was saved of it."""
+    lora, train = recipe.train.lora, recipe.train
+    if saved:
+        model, _ = checkpoint.load_model(saved.folder, device, train.dropout)
+    elif lora.rank:
+        add_lora(model, lora, torch.Generator().manual_seed(recipe.run.seed))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    whole = sum(parameters(model.config).values())
+    frozen = (1 if lora.base == "int8" else 4) * whole if lora.rank else 0
+    packs = train.batch_size // train.accumulate
+    check_memory(
+        train_bytes(
+            model.config,
+            packs,
+            recipe.data.seq_len,
+            trained=trained,
+            frozen_bytes=frozen,
+            recompute=train.recompute,
+        ),
+        device,
+        "finetuning this model",
+        "train.batch_size / train.accumulate or data.seq_len (or set train.recompute=true)",
+    )
+    return model
+
+
+def _probe(model: Transformer, objective: Finetuning) -> Probed:
+    """Compute the gradient of the longest batch and throw it away.
+
+    Raises: ResourceError if memory does not suffice.
+    """
+    tokens = 0
+    model.train()
+    try:
+        for part in objective.longest():
+            loss, _ = objective.loss(model, part.to(model.embed_tokens.weight.device))
+            loss.backward()
+            tokens = max(tokens, part.tokens_BT.numel())
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if "alloc" not in str(error) and "memory" not in str(error):
+            raise
+        raise ResourceError(
+            f"memory ran out on the longest batch, {tokens:,} tokens or more at a time; raise"
+            " train.accumulate, lower data.seq_len, or set train.recompute=true"
+        ) from None
+    for parameter in model.parameters():
+        parameter.grad = None
+    return Probed(tokens=tokens, peak_memory=peak_memory())
+
+
+def _compare(job: Job, objective: Finetuning, tuned: Transformer) -> Iterator[Doing | Compared]:
+    """Hold the delivered model against its base."""
+    tuning, tokenizer = objective.tuning, job.tokenizer
+    yield Doing(what="comparing with the base")
+    base, _ = checkpoint.load_model(objective.base, job.device)
+    asked = questions(tuning, tokenizer, job.recipe.eval.answers)
+    usual = usual_answers(_rows(tuning.train, tokenizer))
+    scores = [
+        tally(answer(model, tokenizer, asked), usual) if asked else [] for model in (base, tuned)
+    ]
+    context = job.recipe.eval.seq_len or job.recipe.data.seq_len
+    found = []
+    for text in texts(job.recipe, tuning, tokenizer, context):
+        sides = [measure(model, tokenizer, text, context) for model in (base, tuned)]
+        found.append(compare(text, *sides, seed=job.recipe.run.seed))
+    yield Compared(before=scores[0], after=scores[1], texts=found)
+
+
+def questions(tuning: Tuning, tokenizer: Tokenizer, most: int) -> list[Question]:
+    """Choose held-out rows, evenly, to be answered word for word; `most` of each side."""
+    chosen = []
+    for side in (tuning.valid, tuning.test):
+        if side and most:
+            asked = [sample for sample in side.samples if _is_question(sample)]
+            for sample in asked[:: max(1, len(asked) // most)][:most]:
+                start = int(sample.learned.argmax())
+                task = side.tasks.get(sample.where, tuning.format)
+                expected = _answer(sample, tokenizer)
+                chosen.append(
+                    Question(task=task, ids=sample.ids[:start].tolist(), expected=expected)
+                )
+    return chosen
+
+
+def _is_question(sample: Sample) -> bool:
+    """Tell whether a sample is a prompt and then one answer, whole."""
+    start = int(sample.learned.argmax())
+    return bool(start) and not sample.cut and bool(np.diff(sample.learned).sum() == 1)
+
+
+def _answer(sample: Sample, tokenizer: Tokenizer) -> str:
+    """Return the text that a sample teaches, without its end."""
+    ids = sample.ids[sample.learned].tolist()
+    return tokenizer.decode([token for token in ids if token not in tokenizer.ends])
+
+
+def _rows(side: Side, tokenizer: Tokenizer) -> Iterator[dict[str, str]]:
+    """Yield task and answer of every row that is a question."""
+    for sample in side.samples:
+        if _is_question(sample):
+            task = side.tasks.get(sample.where, "")
+            yield {"task": task, "completion": _answer(sample, tokenizer)}
+
+
+def texts(recipe: Recipe, tuning: Tuning, tokenizer: Tokenizer, context: int) -> Sequence[Text]:
+    """Return what is scored before and after: the base's own held-out text, and eval.texts."""
+    chosen = []
+    if tuning.own_text:
+        tokens = tuning.own_text.tokens("valid")
+        name = f"{recipe.data.replay or 'what the base learned'}, held out"
+        whole = list(documents(tokens, tokenizer.end_of_text))
+        most = recipe.eval.bytes
+        chosen.append(take_tokens(name, whole, tokenizer, context=context, max_bytes=most))
+    for source in filter(None, map(str.strip, recipe.eval.texts.split(","))):
+        corpus = open_corpus(source, recipe.data)
+        chosen.append(take(corpus, tokenizer, context=context, max_bytes=recipe.eval.bytes))
+    return chosen

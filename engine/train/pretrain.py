@@ -1,0 +1,129 @@
+"""`lm train`: learn text from nothing. The objective is the next token of a corpus.
+
+From here the run goes on in `engine/train/run.py`; what comes before the first step is in
+`engine/train/prepare.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from torch import Tensor
+
+from engine.config import Recipe
+from engine.data.batches import Batch, WindowBatches
+from engine.hardware import keep_heap, pick_device, pick_dtype, use_threads
+from engine.model.transformer import Transformer
+from engine.runs import hold
+from engine.train.evaluate import Score, score
+from engine.train.loss import next_token_loss
+from engine.train.prepare import (
+    Data,
+    build_model,
+    check_settings,
+    fill_sizes,
+    open_folder,
+    prepare_data,
+)
+from engine.train.run import Event, Job, go
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    cache: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    stdin: BinaryIO | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Train what `recipe` describes into `folder`, or continue or replace what is there.
+
+    `stdin` is where text comes from if data.train is "-"; the run keeps a copy to resume from.
+
+    Raises: RecipeError if the folder holds a run and neither `resume` nor `force` is set, or holds
+    another run than the recipe describes; DataError, CheckpointError, and what `go` raises.
+    """
+    check_settings(recipe)
+    keep_heap()
+    threads = use_threads(recipe.run.threads)
+    device = pick_device(recipe.run.device)
+    with hold(folder):
+        saved = open_folder(recipe, folder, resume, force)
+        data = yield from prepare_data(recipe, folder, cache, stdin)
+        recipe = fill_sizes(recipe, data.tokenizer)
+        objective = Pretraining(recipe, data)
+        model, optimizer = build_model(recipe, device, saved)
+        job = Job(
+            recipe=recipe,
+            folder=folder,
+            objective=objective,
+            model=model,
+            tokenizer=data.tokenizer,
+            optimizer=optimizer,
+            saved=saved,
+            device=device,
+            dtype=pick_dtype(recipe.run.dtype, device),
+            threads=threads,
+        )
+        yield from go(job, stop)
+
+
+class Pretraining:
+    """Predict every token of random windows; judged in bits per byte of text held out."""
+
+    def __init__(self, recipe: Recipe, data: Data) -> None:
+        """Learn `data` as the recipe says. Raises: DataError if there is too little."""
+        self.recipe, self.data = recipe, data
+        self.digest = data.shards.digest
+        self.context = recipe.eval.seq_len or recipe.data.seq_len
+        self.valid: np.ndarray = data.shards.tokens("valid")
+        self._windows = WindowBatches(
+            data.shards.tokens("train"),
+            recipe.data.seq_len,
+            recipe.train.batch_size,
+            recipe.run.seed,
+            recipe.train.accumulate,
+        )
+
+    def batches(self, step: int) -> Sequence[Batch]:
+        """Return random windows of the text."""
+        return self._windows(step)
+
+    def loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the surprise at every token."""
+        train = self.recipe.train
+        return next_token_loss(model, batch, train.loss_chunk, train.recompute)
+
+    def evaluate(self, model: Transformer) -> Score:
+        """Score the beginning of every held-out document."""
+        most = self.recipe.eval.bytes
+        share = min(1.0, most / self.data.shards.valid.bytes)
+        return self._score(model, self.context, most, share)
+
+    def judge(self, model: Transformer) -> Score:
+        """Score the held-out text with overlapping windows."""
+        settings = self.recipe.eval
+        return self._score(model, max(1, self.context // settings.overlap), settings.final_bytes)
+
+    def _score(self, model: Transformer, stride: int, max_bytes: int, share: float = 1.0) -> Score:
+        return score(
+            model,
+            self.data.tokenizer,
+            self.valid,
+            context=self.context,
+            stride=stride,
+            max_bytes=max_bytes,
+            share=share,
+        )
+
+    def lineage(self) -> Mapping[str, Any]:
+        """Name the corpus and its sizes."""
+        shards = self.data.shards
+        data = {"source": self.recipe.data.train, "digest": shards.digest, "held_out": shards.rule}
+        sizes = {"train": dataclasses.asdict(shards.train)}
+        sizes |= {"valid": dataclasses.asdict(shards.valid)}
+        return {"parent": None, "data": data | sizes}
