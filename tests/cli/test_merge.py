@@ -1,6 +1,7 @@
 """Adapters on the command line: used, shown, verified, merged, and refused where they cannot go."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -29,7 +30,6 @@ def test_an_adapter_is_used_like_any_model(run, place, tokenizer):
     assert text(run, "tuned") != text(run, "base")
     shown = run("show", "tuned").out
     assert "LoRA of rank 3, alpha 5, beside down_proj, gate_proj, k_proj" in shown
-    # 2 layers of 3 × (in + out): q and o 64, k and v 48, gate, up and down 32 + 96 or so
     adapter = json.loads(run("show", "tuned", "--json").out)["adapter"]
     assert f"{adapter['parameters']:,} parameters, beside matrices in fp32" in shown
     assert "its weights are those it was trained beside" in shown
@@ -58,7 +58,7 @@ def test_merging_says_what_it_compared(run, place, tokenizer):
     result = run("merge", "tuned", "-o", "checkpoints/merged", "-p", "import os")
     assert result.code == 0 and result.out == ""
     assert "compared on 6 prompts: largest logit difference" in result.err
-    assert "144 of 144 tokens agree" in result.err, "6 prompts of 24"
+    assert re.search(r" (\d+) of \1 tokens agree", result.err)
     assert "tuned beside 8-bit matrices" in result.err
     assert run("verify", "merged").code == 0
     again = json.loads(run("merge", "tuned", "-o", "checkpoints/other", "--json").out)
