@@ -111,9 +111,6 @@ def read_adapter(folder: Path, model: Transformer, family: str) -> None:
     config, weights = read_adapter_config(folder), Weights(folder, WEIGHTS)
     left = dict(weights.specs)
     stored = {item.name.removesuffix(".weight"): item for item in _stored(model, family)}
-    for name in (*config["rank_pattern"], *config["alpha_pattern"]):
-        if not any(_matches(name, module) for module in stored):
-            raise CheckpointError(f"{folder}/{CONFIG}: pattern {name!r:.80} fits no matrix")
     model.requires_grad_(False)
     for module, item in stored.items():
         names = [f"{PREFIX}{module}.lora_{side}.weight" for side in "AB"]
@@ -134,6 +131,9 @@ def read_adapter(folder: Path, model: Transformer, family: str) -> None:
             f"{folder}/{WEIGHTS}: {len(left)} keys have no place beside the blocks' matrices:"
             f" {min(left, default='it is empty')}"
         )
+    for name in (*config["rank_pattern"], *config["alpha_pattern"]):
+        if not any(_matches(name, module) for module in stored):
+            raise CheckpointError(f"{folder}/{CONFIG}: pattern {name!r:.80} fits no matrix")
 
 
 def _put_on(

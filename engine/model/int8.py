@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engine.model.transformer import Transformer
 
 LARGEST = 127  # symmetric: -128 is not used
+ROWS = 64  # rounded at once
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,8 +26,18 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     weight = weight.float()
     tiny = torch.finfo(torch.float32).tiny  # a row of zeros needs some scale
-    scale = (weight.abs().amax(dim=1) / LARGEST).clamp_min(tiny)
-    return (weight / scale[:, None]).round().to(torch.int8), scale
+    largest = torch.linalg.vector_norm(weight, float("inf"), dim=1)
+    scale = (largest / LARGEST).clamp_min_(tiny)
+    whole = torch.empty_like(weight, dtype=torch.int8)
+    # A few rows at a time: wide intermediates between what stays would leave holes in the heap.
+    for rows, narrow, s in zip(*(x.split(ROWS) for x in (weight, whole, scale)), strict=True):
+        narrow.copy_((rows / s[:, None]).round_())
+    return whole, scale
+
+
+def widen(weight: Tensor, scale: Tensor) -> Tensor:
+    """Return the fp32 matrix that rounded rows and their scales stand for."""
+    return weight.float().mul_(scale[:, None])
 
 
 class _Product(torch.autograd.Function):
@@ -34,15 +45,17 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """Widen, multiply, and remember the narrow form."""
         ctx.save_for_backward(weight, scale)
         bias = bias if bias is None else bias.to(x.dtype)
-        return F.linear(x, (weight * scale[:, None]).to(x.dtype), bias)
+        return F.linear(x, widen(weight, scale).to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Widen once more: only x has a gradient."""
         weight, scale = ctx.saved_tensors
-        wide = (weight * scale[:, None]).to(gradients[0].dtype)
-        return gradients[0] @ wide, None, None, None
+        wide = widen(weight, scale)
+        return gradients[0] @ wide.to(gradients[0].dtype), None, None, None
 
 
 class Int8Linear(nn.Module):
@@ -68,7 +81,7 @@ class Int8Linear(nn.Module):
 
     def widened(self) -> Tensor:
         """Return the matrix that this one stands for, in fp32."""
-        return self.weight * self.scale[:, None]
+        return widen(self.weight, self.scale)
 
 
 def quantize_linears(model: Transformer) -> None:
