@@ -1,10 +1,12 @@
 """What `lm train` tells: which text, bits per byte, and dumb predictors of the same bytes."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from cli.render import clock, count, emit, emit_json, say, size
 from cli.training import Progress, machine_lines, written
+from engine.train.baselines import Baseline, baselines
 from engine.train.prepare import Data
 from engine.train.pretrain import Pretraining
 from engine.train.run import Evaluated, Finished, Prepared
@@ -48,8 +50,6 @@ class PretrainingStory:
 
     def report(self, finished: Finished, progress: Progress, as_json: bool, quiet: bool) -> None:
         """Say how good the model is, beside dumb predictors, and what to do next."""
-        from engine.train.baselines import baselines
-
         assert progress.prepared
         data = _data(progress.prepared)
         seen = not quiet or as_json  # the compressors take a while
@@ -79,37 +79,36 @@ class PretrainingStory:
             emit(str(finished.folder / "best"))
         if quiet:
             return
-        epochs = finished.tokens / max(1, data.shards.train.tokens)
-        say("")
-        say(
-            f"trained {count(progress.prepared.parameters)} parameters for {finished.step} steps on"
-            f" {finished.tokens:,} tokens ({epochs:.2f} epochs) in {clock(finished.seconds)},"
-            f" peak memory {size(finished.peak_memory)}"
-        )
-        whole = data.shards.valid.bytes
-        part = (
-            size(score.bytes) if score.bytes == whole else f"{size(score.bytes)} of {size(whole)}"
-        )
-        which = (
-            ""
-            if finished.best_step == finished.step
-            else f", of the best step {finished.best_step}"
-        )
-        say(f"bits per byte on held-out text, {part}{which} (lower is better):")
-        table = [("this model", score.bits_per_byte, "")]
-        table += [(row.name, row.bits_per_byte, row.note) for row in rows]
-        for name, figure, note in sorted(
-            table, key=lambda row: row[1] if row[1] is not None else 99
-        ):
-            shown = f"{figure:.3f}" if figure is not None else "  –  "
-            mark = " ◀" if name == "this model" else ""
-            say(f"  {shown}  {name}{mark}{'  ' + note if note else ''}")
-        name = (
-            finished.folder.name
-            if finished.folder.parent.name == "checkpoints"
-            else finished.folder
-        )
+        for line in _report_lines(finished, progress, data, rows):
+            say(line)
+        name = finished.folder.name
+        name = name if finished.folder.parent.name == "checkpoints" else finished.folder
         say(f'saved {finished.folder}/best · try: lm generate "def " -m {name}')
+
+
+def _report_lines(
+    finished: Finished, progress: Progress, data: Data, rows: list[Baseline]
+) -> Iterator[str]:
+    """Lay out what was trained, and its score among those of dumb predictors."""
+    assert progress.prepared
+    score, whole = finished.score, data.shards.valid.bytes
+    epochs = finished.tokens / max(1, data.shards.train.tokens)
+    yield ""
+    yield (
+        f"trained {count(progress.prepared.parameters)} parameters for {finished.step} steps on"
+        f" {finished.tokens:,} tokens ({epochs:.2f} epochs) in {clock(finished.seconds)},"
+        f" peak memory {size(finished.peak_memory)}"
+    )
+    part = size(score.bytes) + ("" if score.bytes == whole else f" of {size(whole)}")
+    early = finished.best_step != finished.step
+    which = f", of the best step {finished.best_step}" if early else ""
+    yield f"bits per byte on held-out text, {part}{which} (lower is better):"
+    table = [("this model", score.bits_per_byte, "")]
+    table += [(row.name, row.bits_per_byte, row.note) for row in rows]
+    for name, figure, note in sorted(table, key=lambda row: row[1] if row[1] is not None else 99):
+        shown = f"{figure:.3f}" if figure is not None else "  –  "
+        mark = " ◀" if name == "this model" else ""
+        yield f"  {shown}  {name}{mark}{'  ' + note if note else ''}"
 
 
 def _data(prepared: Prepared) -> Data:

@@ -219,7 +219,7 @@ class DataConfig:
     seq_len: int = setting(256, "tokens of context per training sequence (T)", low=1)
     chat: Literal["auto", "template", "plain"] = setting(
         "auto",
-        "finetune: write prompts by the chat template, or as they are; auto: if there is one",
+        "finetune: prompts by the chat template or as they are; auto: if it has one",
     )
     learn: Literal["answers", "last", "all"] = setting(
         "answers", "finetune: learn every answer, the last of each row, or prompts too"

@@ -74,6 +74,7 @@ def take(
     share = min(1.0, max_bytes / sum(sizes[::every]))
 
     def wanted(number: int) -> int:
+        """Tell how much of a document is taken."""
         return 0 if number % every else max(LEAST, math.ceil(share * sizes[number]))
 
     texts = [text for _, text in _documents(corpus, keep, wanted) if text]

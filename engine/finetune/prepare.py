@@ -6,6 +6,7 @@ Next on the arrow: `engine/finetune/run.py`, which makes a run of it.
 import math
 from collections.abc import Generator, Iterator, Set
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,9 +65,13 @@ def check_settings(recipe: Recipe, base: ModelConfig) -> None:
 
 
 def read_rows(
-    recipe: Recipe, tokenizer: Tokenizer, folder: Path, stdin: BinaryIO | None
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    folder: Path,
+    stdin: BinaryIO | None,
+    now: datetime,
 ) -> Generator[Doing, None, tuple[str, str, dict[str, Side]]]:
-    """Read all rows and make samples of them; yields progress.
+    """Read all rows and make samples of them; `now` is the clock of chat templates.
 
     Returns: the format of the rows, how some were held out, and the sides train, valid and
     perhaps test.
@@ -92,7 +97,7 @@ def read_rows(
             rows = examples(sides.get(name, sides["train"]), format, data.columns)
             if held is not None and name != "test":
                 rows = _chosen(rows, held, name == "valid")
-            made[name] = _side(rows, recipe, tokenizer)
+            made[name] = _side(rows, recipe, tokenizer, now)
     for name in ("train", "valid"):
         if not made[name].tally.learned:
             raise DataError(f"{data.train}: no token of the {name} side is learned; see data.learn")
@@ -120,7 +125,7 @@ def _chosen(rows: Iterator[Example], held: set[str], wanted: bool) -> Iterator[E
     return (example for example in rows if (example.digest in held) == wanted)
 
 
-def _side(rows: Iterator[Example], recipe: Recipe, tokenizer: Tokenizer) -> Side:
+def _side(rows: Iterator[Example], recipe: Recipe, tokenizer: Tokenizer, now: datetime) -> Side:
     """Make the samples of one side."""
     data, tally, tasks = recipe.data, Tally(), dict[str, str]()
 
@@ -139,6 +144,7 @@ def _side(rows: Iterator[Example], recipe: Recipe, tokenizer: Tokenizer) -> Side
             learn=data.learn,
             limit=data.seq_len,
             overlong=data.overlong,
+            now=now,
             tally=tally,
         )
     )

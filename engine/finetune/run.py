@@ -7,6 +7,7 @@ delivered model is held against its base: what it answers, and what it has forgo
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -91,7 +92,10 @@ def run(
         if recipe.data.chat != "plain":
             tokenizer = with_template(tokenizer)
         check_settings(recipe, model.config)
-        format, rule, sides = yield from read_rows(recipe, tokenizer, folder, stdin)
+        # Chat templates may write the date: a resumed run has to find that of its beginning.
+        began = saved.state["kept"]["now"] if saved else datetime.now().isoformat()
+        now = datetime.fromisoformat(began)
+        format, rule, sides = yield from read_rows(recipe, tokenizer, folder, stdin, now)
         text = yield from own_text(recipe, base, tokenizer, cache)
         tuning = Tuning(
             format=format,
@@ -122,6 +126,7 @@ def run(
             dtype=pick_dtype(recipe.run.dtype, device),
             threads=threads,
             base=base if recipe.train.lora.rank else None,
+            kept={"now": began},
             first_look=True,
         )
         for event in go(job, stop):

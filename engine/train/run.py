@@ -10,7 +10,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,6 +84,7 @@ class Job:
     dtype: torch.dtype
     threads: int
     base: Path | None = None  # what a model with LoRA stands beside
+    kept: Mapping[str, Any] = field(default_factory=dict)  # what preparing it again will need
     first_look: bool = False  # evaluate before the first step too
 
 
@@ -339,6 +340,7 @@ class _Run:
                 "best": self.best,
                 "seconds": self.seconds(),
                 "data": self.objective.digest,
+                "kept": dict(self.job.kept),
                 "machine": self.machine,
             },
         )
