@@ -116,7 +116,10 @@ class FinetuningStory:
         folder = finished.folder
         name = folder.name if folder.parent.name == "checkpoints" else folder
         adapter = bool(prepared.recipe.train.lora.rank)
-        say(f"saved {best} · try: lm generate -m {name} …" + " · whole: lm merge" * adapter)
+        say(
+            f"saved {best} · try: lm generate -m {name} …"
+            + f" · whole: lm merge {name} -o …" * adapter
+        )
 
 
 def _objective(prepared: Prepared) -> Finetuning:
@@ -137,7 +140,8 @@ def _row_lines(objective: Finetuning) -> list[str]:
     if share < FEW:
         lines.append("note   under 5 % of the tokens are learned; is that what you want?")
     if tally.answers:
-        lines.append(f"stop   learned in {tally.stops:,} of {tally.answers:,} answers")
+        rest = "" if tally.stops == tally.answers else "; the others do not teach it to stop"
+        lines.append(f"stop   learned in {tally.stops:,} of {tally.answers:,} answers{rest}")
     fates = {"dropped": tally.dropped, "cut": tally.cut, "split": tally.split}
     if gone := [f"{number:,} {what}" for what, number in fates.items() if number]:
         lines.append(f"long   {tally.overlong:,} rows over {limit} tokens: {', '.join(gone)}")

@@ -154,9 +154,12 @@ def _print_training(out: Callable[..., None], shown: Shown) -> None:
     """Say what a model was trained on and how it came out."""
     manifest = shown.manifest
     if data := manifest.get("data", {}):
+        side = data["train"]  # documents of a corpus, or rows that a model was tuned on
+        units = f"{side['documents']:,} documents" if "documents" in side else f"{side['rows']:,}"
+        units += "" if "documents" in side else f" rows, {side['learned']:,} learned"
         out(
-            f"data       {data['source']}: {data['train']['tokens']:,} tokens of"
-            f" {data['train']['documents']:,} documents, digest {data['digest'][:12]}"
+            f"data       {data['source']}: {side['tokens']:,} tokens of {units}, digest"
+            f" {data['digest'][:12]}"
         )
         out(f"held out   {data['held_out']}")
     out(
@@ -167,7 +170,9 @@ def _print_training(out: Callable[..., None], shown: Shown) -> None:
         out(f"held-out   {manifest['valid_bpb']:.4f} bits per byte, as scored on the way")
     for key, value in _differences(shown.folder):
         out(f"recipe     {key} = {value}")
-    out(f"lineage    {manifest.get('parent') or 'trained from nothing'}")
+    parent = manifest.get("parent")
+    lineage = f"{parent['folder']}, weights {parent['weights'][:12]}" if parent else ""
+    out(f"lineage    {lineage or 'trained from nothing'}")
     versions = manifest.get("versions", {})
     out("made with  " + ", ".join(f"{name} {value}" for name, value in versions.items()))
 
