@@ -86,7 +86,7 @@ def test_a_second_run_there_is_refused_and_force_replaces_it(run, base, data):
 @pytest.mark.parametrize("case", MALFORMED, ids=lambda case: case.name)
 def test_bad_rows_are_named_before_anything_starts(run, base, tmp_path, case):
     (tmp_path / case.file).write_bytes(case.data)
-    more = ["data.seq_len=96", f"data.format={case.format}"] + ([f"data.columns={case.columns}"] * bool(case.columns))
+    more = ["data.seq_len=96", f"data.format={case.format}", f"data.columns={case.columns}"]
     result = run("finetune", "sft", "-m", base, f"data.train={case.file}", *more)
     assert result.code == 3 and result.out == "" and "Traceback" not in result.err
     assert case.message in result.err, result.err
