@@ -4,6 +4,7 @@ A counter reads text as text: what looks like a special token counts as the char
 """
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -138,7 +139,8 @@ def counter_for(model: str, *, places: Places) -> TokenCounter:
         on this machine, CheckpointError if its file is broken.
     """
     for path in (Path(model), places.checkpoints / model):
-        if (path / "tokenizer.json").is_file() or (path.is_file() and path.suffix == ".json"):
+        named = path.suffix == ".json" and os.path.isfile(path)
+        if named or os.path.isfile(path / "tokenizer.json"):  # False for names too long to be one
             from engine.text.fromfile import FromFile  # brings the tokenizers package
 
             return TokenCounter(name=model, tokenizer=_title(path), source=FromFile(path))

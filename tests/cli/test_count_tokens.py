@@ -92,6 +92,22 @@ def test_several_files_and_models_are_lines(lm, tmp_path):
     assert ["7", "gpt-4", "a"] in lines(lm("a", "b", "-m", "gpt-4,gpt-5"))
 
 
+def test_names_of_models_are_stripped_and_never_empty(lm):
+    both = lm("--text", HELLO, "-m", "gpt-5, gpt-4", "-m", "gpt-5,gpt-5")
+    assert lines(both) == [["7", "gpt-5"], ["7", "gpt-4"]]
+    for word in (",", "", " , "):
+        failed(lm("--text", "x", "-m", word, code=2), 2, "names no model")
+
+
+def test_names_cannot_steer_the_terminal_nor_fill_it(lm):
+    """A model's name came back with its escape sequences; a long one ended in a traceback."""
+    error = lm("--text", "x", "-m", "\x1b[31mred", code=2).err
+    assert "\\x1b[31mred" in error and "\x1b" not in error
+    long = "x" * 9000
+    failed(lm("--text", "x", "-m", long, code=2), 2, "xxx")
+    assert len(lm("--text", "x", "-m", long, code=2).err) < 1100
+
+
 def test_an_estimate_is_never_naked(lm):
     result = lm("--text", TEXT, "-m", "claude-opus-4-1")
     assert re.search(r"claude-opus-4-1: estimated ± \d+ %", result.err)
