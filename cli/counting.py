@@ -102,7 +102,12 @@ def count_all(gathered: Gathered, counters: Sequence["TokenCounter"], special: S
 
     Raises: the error of the only source; DataError if every one is left out.
     """
-    report = Report(counters, left_out=gathered.left_out, several=len(gathered.sources) > 1)
+    report = Report(
+        counters,
+        left_out=gathered.left_out,
+        problems=list(gathered.problems),
+        several=len(gathered.sources) + len(gathered.problems) > 1,
+    )
 
     def _attempt(source: Source) -> Row | EngineError:
         try:
@@ -132,7 +137,7 @@ def _worth_threads(sources: Sequence[Source], counters: Sequence["TokenCounter"]
     """Tell whether to count several files at once; counters that prepare for it do so now."""
     if len(sources) < 2:
         return False
-    size = sum(s.path.stat().st_size for s in sources if s.path and s.path.is_file())
+    size = sum(s.path.stat().st_size for s in sources if s.path and os.path.isfile(s.path))
     return all([counter.expect(size) for counter in counters])
 
 

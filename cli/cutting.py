@@ -15,7 +15,12 @@ Strategy = Literal["head", "tail", "middle"]
 
 
 def only_source(gathered: Gathered, option: str) -> Source:
-    """Return the only source there is. Raises: RecipeError if there are several."""
+    """Return the only source there is.
+
+    Raises: RecipeError if there are several; DataError if one cannot be read.
+    """
+    if gathered.problems:
+        raise gathered.problems[0]
     if len(gathered.sources) != 1:
         raise RecipeError(f"{option} cuts one text, not {len(gathered.sources)}; name one file")
     return gathered.sources[0]

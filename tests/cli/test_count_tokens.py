@@ -196,14 +196,146 @@ def test_folders_are_read_as_git_sees_them(lm, tmp_path):
     assert len(lines(lm("build", "ignored.log"))) == 3
 
 
+def repository(folder: Path, **files: str) -> None:
+    """Make a repository with these files, all committed."""
+    folder.mkdir(exist_ok=True)
+    git(folder, "init", "-q")
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "x")
+
+
+def counted(result: Result) -> set[str]:
+    return {row["name"] for row in json.loads(result.out)["inputs"]}
+
+
+def test_repositories_inside_of_a_folder_are_counted(lm, tmp_path):
+    """Submodules and nested repositories were skipped without a word."""
+    repository(tmp_path / "other", module="x")
+    repository(tmp_path / "top", own="x")
+    allowed = ["-c", "protocol.file.allow=always"]
+    git(tmp_path / "top", *allowed, "submodule", "add", "-q", str(tmp_path / "other"), "sub")
+    repository(tmp_path / "top" / "nested", inner="x", ignored="x")
+    (tmp_path / "top" / "nested" / ".gitignore").write_text("log\n")
+    (tmp_path / "top" / "nested" / "log").write_text("x")
+    found = counted(lm("top", "--json"))
+    assert found == {
+        "top/.gitmodules",
+        "top/own",
+        "top/sub/module",
+        "top/nested/inner",
+        "top/nested/ignored",
+    }
+    assert "top/nested/log" in counted(lm("top", "--all", "--json"))
+
+
+def test_tracked_hidden_files_count_and_git_itself_never(lm, tmp_path):
+    (tmp_path / ".github").mkdir()
+    (tmp_path / ".github" / "ci.yml").write_text("on: push\n")
+    repository(tmp_path, a="x")
+    (tmp_path / ".env").write_text("secret")
+    assert counted(lm(".", "--json")) == {"a", ".github/ci.yml"}
+    assert counted(lm(".", "--json", "--all")) == {"a", ".github/ci.yml", ".env"}
+    assert "1 git's own (.git)" in lm(".", "--all").err
+
+
+def test_ignored_files_without_a_repository_or_with_somebody_elses(lm, tmp_path, monkeypatch):
+    """A .gitignore counted for nothing outside of a repository, and where git refused."""
+    (tmp_path / ".gitignore").write_text("*.log\nbuild/\n")
+    (tmp_path / "build").mkdir()
+    for name in ("a", "a.log", "build/b"):
+        (tmp_path / name).write_text("x")
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    assert counted(lm(".", "--json")) == {"a"}
+    git(tmp_path, "init", "-q")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    refused = subprocess.run(["git", "status"], cwd=tmp_path, capture_output=True, check=False)
+    assert b"dubious ownership" in refused.stderr, "the control"
+    assert counted(lm(".", "--json")) == {"a"}
+    monkeypatch.setattr("cli.walking.git", lambda *_, **__: None)
+    result = lm(".", "--json")
+    assert counted(result) == {"a", "a.log", "build/b"} and "not honoured" in result.err
+
+
+def test_a_hook_of_another_repository_changes_nothing(lm, tmp_path, monkeypatch):
+    repository(tmp_path / "one", a="x")
+    repository(tmp_path / "two", b="x")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "one" / ".git"))
+    assert counted(lm("two", "--json")) == {"two/b"}
+
+
+def test_patterns_follow_no_loops_and_take_nothing_ignored(lm, tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("*.log\n")
+    for name in ("d/e/a.txt", "d/b.log", ".hidden/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for name in ("d/loop", "d/e/loop"):
+        (tmp_path / name).symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "d" / "pipe.txt")
+    result = lm("**/*", "--json")
+    assert counted(result) == {"d/e/a.txt"}
+    left_out = json.loads(result.out)["left_out"]
+    assert left_out["git-ignored"] == ["d/b.log"] and left_out["no regular file"] == ["d/pipe.txt"]
+    assert left_out["hidden"] == [".gitignore", ".hidden/c.txt"]
+    assert counted(lm("d/*.log", "--json")) == {"d/b.log"}, "asked for by name"
+    assert counted(lm(".hidden/**", "--json")) == {".hidden/c.txt"}
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a device without end")
+def test_devices_are_refused(lm):
+    failed(lm("/dev/zero", code=3), 3, "/dev/zero: a device")
+    assert lm("/dev/null").out == "0\n"
+
+
+def test_the_pipe_counts_once(lm):
+    assert lm("-", "/dev/stdin", stdin=HELLO.encode()).out == "7\n"
+
+
+def test_names_that_cannot_be_files(lm, tmp_path):
+    """Each of them ended in a traceback, or counted this folder; now the file beside it counts."""
+    (tmp_path / "a").write_text(HELLO)
+    for name, said in (
+        ("x" * 5000, "cannot be read"),
+        ("~nosuchuser/x", "no such file"),
+        ("", "an empty name"),
+        ("nowhere", "no such file"),
+        ("*.zip", "no file matches"),
+    ):
+        failed(lm(name, code=3), 3, said)
+        result = lm("a", name, code=3)
+        assert lines(result)[0] == ["7", "a"] and said in result.err
+
+
+def test_a_folder_too_deep_does_not_stop_the_others(lm, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text(HELLO)
+    before, depth = Path.cwd(), 25
+    try:
+        os.chdir(tmp_path / "d")
+        for _ in range(depth):
+            Path("n" * 200).mkdir()
+            os.chdir("n" * 200)
+        Path("deep").write_text("x")
+    finally:
+        os.chdir(before)
+    for words in (["d"], ["d", "--all"]):
+        result = lm(*words, code=3)
+        assert lines(result)[0] == ["7", "d/a"] and "cannot be read" in result.err
+
+
 def test_links_and_devices_in_folders_are_left_out_and_said(lm, tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a").write_text("x")
     (tmp_path / "d" / "loop").symlink_to(".")
     (tmp_path / "d" / "twin").symlink_to("a")
     os.mkfifo(tmp_path / "d" / "pipe")
-    result = lm("d")
-    assert result.out == "1\n" and "2 links" in result.err and "1 no regular file" in result.err
+    for words in (["d"], ["d", "--all"]):
+        result = lm(*words)
+        assert result.out == "1\n" and "2 links" in result.err
+    assert "1 no regular file (d/pipe)" in result.err
     assert "named twice (d/twin)" in lm("d/a", "d/twin").err
 
 
