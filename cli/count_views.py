@@ -14,7 +14,7 @@ from cli.counting import (
     left_out_line,
     on_terminal,
 )
-from cli.inputs import printable
+from cli.inputs import not_utf8, printable
 from cli.render import console, emit, emit_json, say
 
 
@@ -24,7 +24,7 @@ def tell(report: Report, quiet: bool) -> None:
     if report.left_out:
         say(left_out_line(report.left_out), quiet)
     if whole.replaced:
-        say(f"{whole.replaced:,} places are not UTF-8; each counts as U+FFFD", quiet)
+        say(f"{not_utf8(whole.replaced)}; each counts as U+FFFD", quiet)
     if whole.specials:
         say(f"{whole.specials:,} special-looking spans (--special text|parse|error)", quiet)
     for index, counter in enumerate(report.counters):

@@ -230,7 +230,7 @@ def count_diff(files: Sequence[FileDiff], counters: Sequence["TokenCounter"]) ->
     """Count a diff: a row for each file, with its added and its removed lines beside the text."""
     rows = []
     for file in files:
-        data = file.text.encode("utf-8", "replace")
+        data = file.text.encode("utf-8", "surrogateescape")
         row = count_source(Source(file.name, data=data), counters, "text")
         sides = tuple((c.count(file.added), c.count(file.removed)) for c in counters)
         rows.append(replace(row, changed=sides))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cli.counting import on_terminal
-from cli.inputs import Gathered, Reader, Source
+from cli.inputs import Gathered, Reader, Source, not_utf8
 from cli.render import emit, emit_bytes, emit_json, say
 from engine.errors import RecipeError, ResourceError
 
@@ -32,7 +32,7 @@ def read_whole(source: Source, quiet: bool) -> str:
         reader = Reader(source.name, stream, refuse_binary=source.path is not None)
         text = "".join(reader)
     if reader.replaced:
-        say(f"{reader.replaced:,} places are not UTF-8 and become U+FFFD", quiet)
+        say(f"{not_utf8(reader.replaced)}: U+FFFD instead", quiet)
     return text
 
 

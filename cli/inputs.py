@@ -167,12 +167,17 @@ def _named(word: str, walk: Walk) -> Iterator[Source]:
         yield Source(word, path)
 
 
+def not_utf8(places: int) -> str:
+    """Say in how many places bytes were no text."""
+    return f"{places:,} {'place is' if places == 1 else 'places are'} not UTF-8"
+
+
 @dataclass(frozen=True)
 class FileDiff:
     """What a diff says about one file."""
 
     name: str
-    text: str
+    text: str  # bytes that are not UTF-8 are surrogates here, as Python escapes them
     added: str
     removed: str
 
@@ -180,12 +185,18 @@ class FileDiff:
 def read_diff(revision: str, words: Sequence[str]) -> list[FileDiff]:
     """Return the diff from a revision to the working tree, file by file.
 
+    `--staged` is the diff from the last commit to the index.
+
     Raises: RecipeError if there is no repository or no such revision.
     """
-    if revision.startswith("-"):
+    staged = revision in ("--staged", "--cached")
+    if revision.startswith("-") and not staged:
         raise RecipeError(f"--git-diff {revision}: not a revision, like HEAD or main~2")
-    options = ["--no-color", "--no-ext-diff", "--no-textconv"]
-    process = git(Path(), "diff", *options, revision, "--", *words)
+    # A dirty submodule would be looked at with the programs that its configuration names.
+    options = ["--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty"]
+    asked = [*options, "--cached" if staged else revision, "--", *words]
+    filters = _filters()
+    process = git(Path(), "diff", *asked, without=filters)
     if process is None:
         raise RecipeError("--git-diff needs the program git")
     if process.returncode:
@@ -193,15 +204,31 @@ def read_diff(revision: str, words: Sequence[str]) -> list[FileDiff]:
         if "not a git repository" in reason.lower():
             reason = "this folder is in no git repository"
         raise RecipeError(f"--git-diff {revision}: {reason}")
-    listed = git(Path(), "diff", *options, "--name-only", "-z", revision, "--", *words)
+    listed = git(Path(), "diff", "--name-only", "-z", *asked, without=filters)
     names = [os.fsdecode(n) for n in (listed.stdout if listed else b"").split(b"\0") if n]
-    text = process.stdout.decode("utf-8", "replace")
+    text = process.stdout.decode("utf-8", "surrogateescape")
     # Inside a hunk every line begins with a space, a sign or a backslash.
     starts = [0, *(at + 1 for at in _positions(text, "\ndiff --")), len(text)]
     parts = [text[a:b] for a, b in itertools.pairwise(starts) if a < b]
     if len(names) != len(parts):
         names = [part.split("\n", 1)[0] for part in parts]
     return [FileDiff(name, part, *_sides(part)) for name, part in zip(names, parts, strict=True)]
+
+
+def _filters() -> list[str]:
+    """Return the settings by which this repository has git run programs on what it compares.
+
+    Those of the user, like git-lfs, stay; in the repository's own configuration they may be
+    anybody's.
+
+    Source: gitattributes(5), filter: an empty command is none.
+    """
+    words = ("--show-scope", "--name-only", "-z", "--get-regexp", r"^filter\.")
+    process = git(Path(), "config", *words)
+    found = [os.fsdecode(word) for word in (process.stdout if process else b"").split(b"\0")]
+    pairs = zip(found[::2], found[1::2], strict=False)
+    own = {name.rpartition(".")[0] for scope, name in pairs if scope in ("local", "worktree")}
+    return [f"{name}.{key}" for name in sorted(own) for key in ("clean", "process", "required")]
 
 
 def _positions(text: str, mark: str) -> Iterator[int]:
@@ -213,6 +240,7 @@ def _positions(text: str, mark: str) -> Iterator[int]:
 
 def _sides(part: str) -> tuple[str, str]:
     """Return the lines that a file's diff adds, and those that it removes."""
+    part = part.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     _, mark, hunks = part.partition("\n@@")
     lines = (mark + hunks).split("\n")
     added = "".join(line[1:] + "\n" for line in lines if line.startswith("+"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cli.counting import Special, counters_of
-from cli.inputs import printable
+from cli.inputs import not_utf8, printable
 from cli.render import console, emit, emit_json, say
 from engine.errors import DataError, RecipeError
 
@@ -76,7 +76,7 @@ class FromCounter:
         """Return the tokens of `data`, with their bytes."""
         text = data.decode("utf-8", "replace")
         if (lost := text.count("\ufffd") - data.count("\ufffd".encode())) > 0:
-            say(f"{lost:,} places are not UTF-8 and become U+FFFD")
+            say(f"{not_utf8(lost)}: U+FFFD instead")
         if special == "text":
             return self.counter.pieces(text)
         spans = self.counter.special_spans(text)

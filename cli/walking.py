@@ -7,7 +7,7 @@ import stat
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,14 @@ from engine.errors import DataError
 
 # In a hook git sets these for the repository that it works on; a folder may lie in another.
 OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+
+# Messages in English, no index written on the way, nothing fetched from anywhere.
+NOTHING_ELSE = {
+    "LC_ALL": "C",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "",
+}
 
 
 def unreadable(name: str, error: OSError) -> DataError:
@@ -32,20 +40,28 @@ def printable(name: str) -> str:
 
 
 def git(
-    folder: Path, *words: str, stdin: bytes = b"", anywhere: bool = False
+    folder: Path,
+    *words: str,
+    stdin: bytes = b"",
+    anywhere: bool = False,
+    without: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[bytes] | None:
     """Run git in a folder, but no program that its configuration names; None without git.
 
-    With `anywhere` it is the repository around the folder, whatever a hook has set. Since nothing
-    of it is run, a repository may belong to anybody.
+    With `anywhere` it works on the repository around the folder, whatever a hook has set, and
+    whoever owns it. `without` are settings to go without.
 
-    Source: git-config(1), core.fsmonitor, safe.directory.
+    Source: git-config(1), core.fsmonitor, core.hooksPath, safe.directory; git(1), the environment.
     """
-    safe = ("core.fsmonitor=false", "core.quotePath=false", "safe.directory=*")
-    environment = os.environ | {"LC_ALL": "C"}
+    given = {"core.fsmonitor": "false", "core.hooksPath": os.devnull, "core.quotePath": "false"}
+    given |= {"safe.directory": "*"} if anywhere else {}
+    given |= dict.fromkeys(without, "")
+    environment = os.environ | NOTHING_ELSE | {"GIT_CONFIG_COUNT": str(len(given))}
+    for number, (key, value) in enumerate(given.items()):
+        environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
     for name in OF_A_HOOK if anywhere else ():
         environment.pop(name, None)
-    command = ["git", "-C", str(folder), *(word for pair in safe for word in ("-c", pair)), *words]
+    command = ["git", "-C", str(folder), *words]
     try:
         return subprocess.run(
             command, input=stdin, capture_output=True, check=False, env=environment

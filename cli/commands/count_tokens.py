@@ -26,7 +26,8 @@ def count_tokens(
         typer.Option("--chat", metavar="FILE", help="Count requests, a JSON line each."),
     ] = None,
     diff: Annotated[
-        Optional[str], typer.Option("--git-diff", metavar="REV", help="Count the diff from REV.")
+        Optional[str],
+        typer.Option("--git-diff", metavar="REV", help="Count the diff from REV, or --staged."),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Hidden and git-ignored files of folders too.")

@@ -343,16 +343,52 @@ def test_the_configuration_of_a_repository_runs_nothing(lm, tmp_path):
     """A repository from elsewhere may name programs for git to run."""
     git(tmp_path, "init", "-q")
     (tmp_path / "a.txt").write_text("one\n")
-    (tmp_path / ".gitattributes").write_text("*.txt diff=evil\n")
+    (tmp_path / ".gitattributes").write_text("*.txt diff=evil filter=e=vil\n")
+    repository(tmp_path / "sub", b="one")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-qm", "x")
     trap = f"touch {tmp_path}/ran; cat"
     for key in ("core.fsmonitor", "diff.external", "diff.evil.textconv", "diff.evil.command"):
         git(tmp_path, "config", key, trap)
+    for key in ("filter.e=vil.clean", "filter.e=vil.process"):
+        git(tmp_path, "config", key, trap)
+    git(tmp_path, "config", "filter.e=vil.required", "true")
+    git(tmp_path / "sub", "config", "core.fsmonitor", trap)
+    hook = tmp_path / ".git" / "hooks" / "post-index-change"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\n{trap}\n")
+    hook.chmod(0o755)
     (tmp_path / "a.txt").write_text("two\n")
+    (tmp_path / "sub" / "b").write_text("two")
+    os.utime(tmp_path / ".gitattributes")
     lm(".")
-    lm("--git-diff", "HEAD")
+    assert "added" in lm("--git-diff", "HEAD", "--json").out
     assert not (tmp_path / "ran").exists()
+    subprocess.run(["git", "diff", "HEAD"], cwd=tmp_path, capture_output=True, check=False)
+    assert (tmp_path / "ran").exists(), "the control"
+
+
+def test_the_filters_of_the_user_stay(lm, tmp_path, monkeypatch):
+    repository(tmp_path, **{".gitattributes": "*.txt filter=upper\n"})
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "user").write_text('[filter "upper"]\n\tclean = tr a-z A-Z\n')
+    git(tmp_path, "add", "-N", "a.txt")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "user"))
+    upper = lm("--git-diff", "HEAD", "-m", "gpt-5").out
+    git(tmp_path, "config", "filter.upper.clean", "rm -rf .")
+    assert (tmp_path / "a.txt").exists() and lm("--git-diff", "HEAD", "-m", "gpt-5").out != upper
+
+
+def test_the_diff_of_the_index_and_bytes_in_it(lm, tmp_path):
+    repository(tmp_path, a="one\n")
+    (tmp_path / "a").write_bytes(b"caf\xe9\n")
+    assert lm("--git-diff", "--staged").out == "0\n"
+    assert "1 place is not UTF-8" in lm("--git-diff", "HEAD").err
+    git(tmp_path, "add", "a")
+    (tmp_path / "a").write_text("later\n")
+    row = json.loads(lm("--git-diff", "--staged", "--json", "-m", "gpt-5").out)["inputs"][0]
+    assert row["added"]["gpt-5"] == int(lm(stdin=b"caf\xe9\n").out)
+    assert lm("--git-diff=--cached").out == lm("--git-diff", "--staged").out
 
 
 def test_globs_and_names_that_lead_nowhere(lm, tmp_path):

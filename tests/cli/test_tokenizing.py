@@ -66,7 +66,7 @@ def test_bytes_that_are_not_utf8(lm, ours):
     assert json.loads(lm("-m", ours, "--json", stdin=b"a\xffb").out)["pieces"][1]["end"] == 2
     result = lm("-m", "gpt-5", "--ids", stdin=b"a\xffb")
     assert result.out == lm("a\ufffdb", "-m", "gpt-5", "--ids").out
-    assert "1 places are not UTF-8" in result.err
+    assert "1 place is not UTF-8" in result.err
 
 
 @pytest.mark.parametrize(("model", "name"), [("gpt-5", "<|endoftext|>"), ("ours", "<|im_end|>")])
