@@ -55,10 +55,19 @@ O200K = (
     "|[{space}]+(?![^{space}])|[{space}]+"
 )
 
-# Where a text can be cut so that its parts have the same pieces as the whole: no piece goes on
-# after a letter with a space, and in the newer encodings none after a line end with anything but
-# white space, or a slash in o200k.
-BETWEEN_WORDS = "(?<=[A-Za-z])(?= [A-Za-z])"
+# Where a text can be cut so that its parts have the same pieces as the whole. In all encodings no
+# piece goes on with a blank, no letter or digit with a line end or a mark (but an apostrophe, as in
+# "it's"), and digits are only with digits. In the newer ones nothing follows a line end but white
+# space, or a slash in o200k. Each class holds only characters of whose category every version of
+# Unicode says the same.
+MARKS = r"!-&(-/:-@\[-`{-~\u3001\u3002\u3008-\u3011\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
+LETTERS = r"A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+BETWEEN_WORDS = (
+    r"(?<=\S)(?=[ \t])"
+    rf"|(?<=[^\W_])(?=[{MARKS}\n])"
+    rf"|(?<=[0-9])(?=[{LETTERS}])"
+    rf"|(?<=[{LETTERS}{MARKS}])(?=[0-9])"
+)
 BETWEEN_LINES = BETWEEN_WORDS + r"|(?<=\n)(?=[^\s/])"
 
 END_OF_TEXT, END_OF_PROMPT = "<|endoftext|>", "<|endofprompt|>"
