@@ -75,19 +75,28 @@ def number_of_tokens(word: str | None, option: str) -> int | None:
 def counters_of(models: Sequence[str] | None, default: str | None = None) -> list["TokenCounter"]:
     """Return a counter for each model of -m, which may also hold several, separated by commas.
 
-    Raises: RecipeError with the nearest names for a model that is not known, or if none is named.
+    Raises: RecipeError with the nearest names for a model that is not known.
     """
     from cli.options import token_places
     from engine.text.counting import counter_for
 
+    places = token_places()
+    names = names_of(models or ([default] if default else []))
+    return [counter_for(name, places=places) for name in names]
+
+
+def names_of(models: Sequence[str]) -> list[str]:
+    """Return the names in the words of -m, each once.
+
+    Raises: RecipeError for a word that holds none.
+    """
     names: list[str] = []
-    for word in models or ([default] if default else []):
+    for word in models:
         parts = [word] if os.path.exists(word) else [part.strip() for part in word.split(",")]
         if not any(parts):
             raise RecipeError(f"-m {word!r} names no model; gpt-5 would be one")
         names += filter(None, parts)
-    places = token_places()
-    return [counter_for(name, places=places) for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(names))
 
 
 def class_of(counter: "TokenCounter") -> str:

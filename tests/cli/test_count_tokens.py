@@ -692,6 +692,19 @@ def test_nobody_reads_or_the_disk_is_full(cache, tmp_path):
         assert ended.returncode == 4 and b"No space left" in ended.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+def test_a_full_disk_for_talk_changes_no_exit_code(cache, tmp_path):
+    with Path("/dev/full").open("wb") as full:
+        assert process(tmp_path, cache, ["-h"], stdout=full).returncode == 4
+    for words, code in (("nosuch", 3), ("--text x", 0)):
+        command = f"{shlex.quote(sys.executable)} -m cli.main count-tokens {words} 2>/dev/full"
+        environment = command_environment(tmp_path) | {"XDG_CACHE_HOME": str(cache)}
+        ended = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, check=False
+        )
+        assert ended.returncode == code
+
+
 def test_counting_is_cold_and_opens_no_socket(cache, tmp_path):
     """In a process of its own, where a socket is an error; the control wants a price."""
     (tmp_path / "a").write_text(HELLO)
