@@ -90,7 +90,9 @@ class Reader:
         tail = b""
         while block := self._read():
             if self.refuse_binary and not self.bytes and b"\0" in block[:LOOKED_AT]:
-                raise BinaryFile(f"{self.name}: a binary file, not text")
+                wide = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+                found = "UTF-16; iconv -f UTF-16 -t UTF-8 makes it UTF-8" if wide else "not text"
+                raise BinaryFile(f"{printable(self.name)}: a binary file, {found}")
             self.bytes += len(block)
             text = decoder.decode(block)
             # U+FFFD that was there before is no replacement.

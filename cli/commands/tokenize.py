@@ -32,6 +32,7 @@ def tokenize(
     """Show how text splits into tokens.
 
     On a terminal: pieces and ids in colour. In a pipe: offset, id, piece.
+    Several models are compared: their counts, and where they split differently.
 
     -m takes an OpenAI model or encoding, a checkpoint, a tokenizer.json or a
     folder that holds one. With those of files any bytes are fine, and --decode

@@ -290,6 +290,11 @@ def test_devices_are_refused(lm):
     assert lm("/dev/null").out == "0\n"
 
 
+def test_utf_16_is_called_by_its_name(lm, tmp_path):
+    (tmp_path / "a").write_text("Grüße", encoding="utf-16")
+    failed(lm("a", code=3), 3, "UTF-16", "iconv")
+
+
 def test_the_pipe_counts_once(lm):
     assert lm("-", "/dev/stdin", stdin=HELLO.encode()).out == "7\n"
 

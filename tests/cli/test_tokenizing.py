@@ -143,10 +143,10 @@ def test_two_texts_are_refused(lm, tmp_path):
     failed(lm("hi", "-m", "gpt-5", stdin=b"x", code=2), 2, "two texts")
 
 
-def test_without_a_model_it_is_the_default_or_the_only_checkpoint(lm, ours):
-    (Path("checkpoints") / ours / "config.json").write_text("{}")
+def test_without_a_model_it_is_the_default_or_the_only_checkpoint(lm, ours, tmp_path):
+    (tmp_path / "checkpoints" / ours / "config.json").write_text("{}")
     assert "for checkpoints/ours" in lm("x").err
-    shutil.rmtree("checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints")
     assert "for gpt-5" in lm("x").err
 
 
