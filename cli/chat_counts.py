@@ -4,9 +4,9 @@ For models behind an interface it is words and published frame rules; for a chec
 the ids that its own chat template gives, and exact.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.counting import Report, Row
 from cli.inputs import Source
@@ -16,7 +16,7 @@ from engine.text.chat import render
 from engine.text.frames import Part, add, count_parts
 from engine.text.fromfile import FromFile
 from engine.text.renderer import Renderer
-from engine.text.request import Request, read_request
+from engine.text.request import Request, name_of, read_request
 
 if TYPE_CHECKING:
     from engine.text.counting import TokenCounter
@@ -72,7 +72,8 @@ def _parts(counter: "TokenCounter", request: Request, renderer: Renderer) -> tup
         count = partial(_count, counter)
         return tuple(count_parts(request, counter.name, count, exact=exact, frame=counter.frame))
     messages = request.messages
-    ids = render(messages, tokenizer, tools=list(request.tools) or None, renderer=renderer).ids
+    tools = [_as_templates_expect(tool) for tool in request.tools]
+    ids = render(messages, tokenizer, tools=tools or None, renderer=renderer).ids
     words = [m["content"] for m in messages if isinstance(m.get("content"), str)]
     pieces = [
         piece for m in messages if isinstance(m.get("content"), list) for piece in m["content"]
@@ -80,9 +81,18 @@ def _parts(counter: "TokenCounter", request: Request, renderer: Renderer) -> tup
     words += [piece["text"] for piece in pieces if isinstance(piece.get("text"), str)]
     content = min(len(ids), sum(_count(counter, word) for word in words))
     parts = [Part("content", content, "exact"), Part("frame", len(ids) - content, "exact")]
-    unknown = ["images"] * any("text" not in piece for piece in pieces)
+    unknown = [name_of(str(piece["type"])) for piece in pieces if "text" not in piece]
     unknown += ["format"] * bool(request.formats) + list(request.unread)
-    return tuple(parts + [Part(kind, None, "unknown") for kind in unknown])
+    return tuple(parts + [Part(kind, None, "unknown") for kind in dict.fromkeys(unknown)])
+
+
+def _as_templates_expect(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a tool in the shape that chat templates read: a function with parameters."""
+    if "function" in tool or tool.get("type", "function") != "function":
+        return tool
+    names = {"input_schema": "parameters"}
+    function = {names.get(k, k): v for k, v in tool.items() if k not in ("type", "cache_control")}
+    return {"type": "function", "function": function}
 
 
 def _count(counter: "TokenCounter", text: str) -> int:

@@ -93,7 +93,14 @@ class Priced:
     @property
     def sign(self) -> str:
         """What stands before a number that is not exact."""
-        return "≥ " if self.not_counted else "≈ " if self.spread else ""
+        return "≥ " * bool(self.not_counted) + "≈ " * bool(self.spread)
+
+    @property
+    def ends(self) -> tuple[Decimal, Decimal | None] | None:
+        """The lowest and the highest price, if they are not one; None for no highest."""
+        if self.missing or (self.low == self.high and not self.not_counted):
+            return None
+        return self.low, None if self.not_counted else self.high
 
     @property
     def remarks(self) -> list[str]:

@@ -228,6 +228,13 @@ def _say_sources(priced: Sequence["Priced"], quiet: bool) -> None:
     for source, dated in dict.fromkeys((one.source, one.dated) for one in priced if one.source):
         say(f"prices: {source}, {dated}, USD", quiet)
     for one in priced:
-        spread = f"{one.low:f} to {one.high:f} USD" if one.low != one.high else ""
-        for note in [*filter(None, (spread, one.missing)), *sorted(one.notes)]:
+        for note in [*_ends(one), *filter(None, [one.missing]), *sorted(one.notes)]:
             say(f"{one.model}: {note}", quiet)
+
+
+def _ends(one: "Priced") -> list[str]:
+    """Say between what a price lies that is not exact."""
+    if one.ends is None:
+        return []
+    low, high = one.ends
+    return [f"at least {low:f} USD" if high is None else f"{low:f} to {high:f} USD"]

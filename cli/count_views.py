@@ -147,8 +147,7 @@ def _print_parts(report: Report) -> None:
             tokens = "?" if part.tokens is None else f"{part.tokens:,}"
             table.add_row(tokens, part.kind, f"[dim]{part.how}[/]")
         unknown = any(part.tokens is None for part in parts)
-        total = "≥ " * unknown + f"{report.totals[index]:,}"
-        total = total if unknown else _number(counter, report.totals[index])
+        total = "≥ " * unknown + _number(counter, report.totals[index])
         count = f"{len(report.rows):,} conversation{'s' * (len(report.rows) != 1)}"
         table.add_row(total, count, _plain(counter.name), style="bold")
     _print(table)
@@ -192,7 +191,7 @@ def _cost_cells(one: Priced) -> dict[str, str]:
     amounts = {name: one.amount(*kinds) for name, kinds in MONEY.items()}
     return {
         "USD": "?" if one.total is None else one.sign + money(one.total),
-        "range": f"{money(one.low)} – {money(one.high)}" if one.low != one.high else "",
+        "range": _range(one),
         **{name: money(amount) if amount else "" for name, amount in amounts.items()},
         "tokens": f"{one.sign}{one.tokens:,}",
         "out": f"{one.answers:,}" if one.answers else "",
@@ -200,6 +199,14 @@ def _cost_cells(one: Priced) -> dict[str, str]:
         "model": _plain(one.model),
         "": f"[dim]{_plain(one.note)}[/]" if one.note else "",
     }
+
+
+def _range(one: Priced) -> str:
+    """Return between what a price lies."""
+    if one.ends is None:
+        return ""
+    low, high = one.ends
+    return f"≥ {money(low)}" if high is None else f"{money(low)} – {money(high)}"
 
 
 def show_sum(priced: Sequence[Priced]) -> None:

@@ -59,14 +59,15 @@ def read_answers(values: Iterable[tuple[str, Any]], left_out: LeftOut) -> Iterat
     for where, value in values:
         kind = value.get("type") if isinstance(value, Mapping) else None
         if kind == "message_start" and isinstance(value.get("message"), Mapping):
-            stream = {"id": where, **value["message"]}
-            unfinished.add(str(stream["id"]))
+            stream = dict(value["message"])
+            stream["id"] = _inside(stream, "id") or where
+            unfinished.add(stream["id"])
             value = stream
         elif kind == "message_delta":
             if stream is None:
                 raise DataError(f"{where}: message_delta without its message_start")
             value = stream = stream | {"usage": _updated(stream.get("usage"), value.get("usage"))}
-            unfinished.discard(str(stream["id"]))
+            unfinished.discard(stream["id"])
         elif failed(value):
             name = value.get("custom_id")
             left_out.failed.append(f"{where} {ascii(str(name))[1:-1][:40]}" if name else where)
@@ -109,7 +110,10 @@ def is_silent(value: Any) -> bool:
     if kind.startswith("response."):
         response = value.get("response")
         return not isinstance(response, Mapping) or response.get("usage") is None
-    return kind in _EVENTS or thing.endswith(".chunk")
+    choices = value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    partial = isinstance(first, Mapping) and "delta" in first
+    return kind in _EVENTS or thing.endswith(".chunk") or partial
 
 
 def _inside(value: Any, key: str) -> str | None:

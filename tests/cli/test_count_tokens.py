@@ -365,6 +365,36 @@ def test_a_checkpoint_counts_with_its_own_template(lm, tmp_path, tokenizer):
     assert model["class"] == "exact"
 
 
+def test_templates_read_every_shape_of_tools(lm, tmp_path, tokenizer):
+    """Regression: a template reads tool.function.parameters, and saw nothing of other shapes."""
+    template = (
+        "{% for t in tools or [] %}{{ t.function.name }} {{ t.function.parameters | tojson }}"
+        "{% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    folder = tmp_path / "checkpoints" / "mine"
+    folder.mkdir(parents=True)
+    tokenizer.save(folder, 64)
+    (folder / "chat_template.jinja").write_text(template)
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+
+    def count(**request):
+        (tmp_path / "r").write_text(json.dumps({"messages": CHAT, **request}))
+        return json.loads(lm("--chat", "r", "-m", "mine", "--json").out)["models"][0]
+
+    function = {"name": "f", "parameters": schema}
+    whole = count(tools=[{"type": "function", "function": function}])
+    assert whole["tokens"] > count()["tokens"] + 20 and whole["class"] == "exact"
+    for other in (
+        {"tools": [{"name": "f", "input_schema": schema}]},
+        {"tools": [{"type": "function", **function}]},
+        {"functions": [function]},
+    ):
+        assert count(**other)["tokens"] == whole["tokens"]
+    assert count(system="be brief")["tokens"] > count()["tokens"]
+    formats = count(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    assert formats["class"] == "unknown" and formats["high"] is None
+
+
 def test_bad_conversations_name_their_line(lm, tmp_path):
     (tmp_path / "r").write_text(json.dumps(CHAT) + "\n\n[{}]\n")
     failed(lm("--chat", "r", code=3), 3, "r:3", 'no "role"')

@@ -1,6 +1,8 @@
 """Logs of answers: each is billed once, with its last usage; what is skipped is counted."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.errors import DataError
 from engine.text.answers import LeftOut, read_answers
@@ -39,6 +41,8 @@ def test_a_stream_of_anthropic_is_one_answer():
     assert left_out == LeftOut(silent=2)
     found, left_out = read(START)
     assert found[0].output == 1 and left_out.unfinished == 1
+    nameless = START | {"message": START["message"] | {"id": None}}
+    assert len(read(nameless, delta(9), nameless, delta(9))[0]) == 2
     with pytest.raises(DataError, match="log:1: message_delta"):
         read(delta(9))
 
@@ -57,6 +61,8 @@ def test_a_stream_of_openai_is_one_answer():
         {"type": "response.completed", "response": response | {"usage": usage(3)}},
     ]
     assert read(*events)[0] == [Usage(uncached=10, output=3)]
+    bare = {"id": "c1", "choices": [{"delta": {"content": "x"}}], "usage": None}
+    assert read(bare, chunk(usage(2)))[1] == LeftOut(silent=1)
 
 
 def test_failed_lines_of_batches_are_named():
@@ -71,6 +77,25 @@ def test_failed_lines_of_batches_are_named():
     )
     assert len(found) == 2 and left_out.failed == ["log:3 b", "log:4 c", "log:5 d\\x1b"]
     assert list(left_out.lines()) == ["skipped: 3 that failed (log:3 b, log:4 c, log:5 d\\x1b)"]
+
+
+KEYS = "type id usage message response result error choices custom_id input_tokens output_tokens"
+KINDS = ["message_start", "message_delta", "ping", "response.created", "errored"]
+JSON = st.recursive(
+    st.none() | st.integers() | st.sampled_from(KINDS) | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from(KEYS.split()), inner) | st.lists(inner),
+)
+
+
+@given(st.lists(JSON, max_size=4))
+def test_any_log_is_read_or_refused(values):
+    """Property: nothing but usages or a DataError comes out."""
+    try:
+        found, left_out = read(*values)
+    except DataError as error:
+        assert str(error).startswith("log:")
+    else:
+        assert len(found) + left_out.silent + len(left_out.failed) <= len(values)
 
 
 def test_answers_without_an_id_are_all_billed():
