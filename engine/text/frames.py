@@ -98,6 +98,8 @@ class _Pieces:
         """Yield the parts of a content: text, or a list of pieces."""
         if isinstance(content, str):
             yield Part("content", self.count(content), self.words)
+        elif content is not None and not isinstance(content, list):
+            yield Part(name_of("content"), None, "unknown")
         for piece in content if isinstance(content, list) else []:
             yield from self.of_piece(piece if isinstance(piece, Mapping) else {"type": "?"})
 
@@ -117,7 +119,9 @@ class _Pieces:
         elif kind in ("image_url", "input_image", "image"):
             yield self.of_picture(piece)
         elif kind == "document" and _source(piece).get("type") == "text":
-            yield Part("content", self.count(str(_source(piece).get("data"))), self.words)
+            said = [_source(piece).get("data"), piece.get("title"), piece.get("context")]
+            tokens = sum(self.count(str(text)) for text in said if text is not None)
+            yield Part("content", tokens, "estimated")
         else:  # a sound, a file
             yield Part(name_of(kind), None, "unknown")
 

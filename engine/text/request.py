@@ -32,6 +32,7 @@ FORMATS = ("response_format", "output_format")
 OUTPUTS = ("text", "output_config")  # where other interfaces keep the format
 MESSAGE = {"role", "content", "name", "tool_calls", "refusal", *REASONING}
 MESSAGE |= {"tool_call_id", "id", "type", "status", "cache_control", "weight"}  # without words
+PIECE = {"type", "text", "id", "cache_control", "annotations", "logprobs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,14 @@ def read_request(value: Any, where: str) -> Request:
     Raises: DataError that names `where` and what is wrong.
     """
     for key in ("body", "params"):
-        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
-            value = value[key]  # a line of a batch
+        if isinstance(value, Mapping) and not value.keys() & {"messages", "input"}:
+            value = value.get(key, value)  # a line of a batch
     if not isinstance(value, Mapping):
         messages = _messages(value, where)
         return Request(messages, unread=tuple(_unread_in(messages)))
     given = {key: each for key, each in value.items() if each is not None}
+    if "messages" in given and "input" in given:
+        raise DataError(f'{where}: has "messages" and "input"; keep one')
     asked = given.get("messages", _items(given.get("input"), where))
     messages = [
         *(message for key in ("system", "instructions") for message in _system(given, key, where)),
@@ -138,9 +141,12 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unread_in(messages: list[dict[str, Any]]) -> Iterator[str]:
     for message in messages:
-        for key in message.keys() - MESSAGE:
-            if holds_words(message[key]):
-                yield name_of(key)
+        content = message.get("content")
+        pieces = (
+            [piece for piece in content if "text" in piece] if isinstance(content, list) else []
+        )
+        for known, found in ((MESSAGE, message), *((PIECE, piece) for piece in pieces)):
+            yield from (name_of(k) for k in found.keys() - known if holds_words(found[k]))
 
 
 def holds_words(value: Any) -> bool:

@@ -72,6 +72,10 @@ def test_keys_that_nobody_knows_are_named():
     assert ('"contnt"', None) in [(part.kind, part.tokens) for part in parts([typo])]
     assert read_request({"messages": [HI], "sytem": "x"}, "r:1").unread == ('"sytem"',)
     assert read_request({"messages": [HI], "text": "x"}, "r:1").unread == ('"text"',)
+    piece = {"type": "text", "text": "hi", "txt": "more"}
+    assert read_request([{"role": "user", "content": [piece]}], "r:1").unread == ('"txt"',)
+    result = {"type": "tool_result", "content": {"a": "words"}}
+    assert None in [part.tokens for part in parts([{"role": "user", "content": [result]}])]
     # The control: settings hold no words for the model, nor do numbers and empty texts.
     quiet = {"temperature": 1, "stop": ["a"], "metadata": {"a": "b"}, "annotations": [], "new": ""}
     assert read_request({"messages": [HI | {"weight": 1}], **quiet}, "r:1").unread == ()
@@ -130,6 +134,8 @@ def test_every_word_of_a_schema_counts(schema):
         ({"messages": [HI], "functions": [5]}, '"functions" is not a list'),
         ({"messages": [HI], "system": 5}, "system"),
         ({"input": 5}, '"input"'),
+        ({"input": "x", "messages": [HI]}, "keep one"),
+        ({"body": 5}, "list of messages"),
         ({"prompt": "x"}, "messages"),
         ([], "no messages"),
         (5, "list of messages"),
