@@ -39,6 +39,11 @@ def tell(report: Report, quiet: bool) -> None:
             say(f"{counter.name}: at least; not known and not counted: {kinds}")
         if counter.plus_minus and not on_terminal():
             say(f"{counter.name}: {class_of(counter)}", quiet)
+        longest = max(report.prompts(index), default=0)
+        if counter.window and counter.fits(longest) is None:
+            low, high = counter.interval(longest)
+            ends = f"between {low:,} and {high:,} tokens"
+            say(f"{counter.name}: {ends}, may not fit its {counter.window:,}", quiet)
 
 
 def show_all(report: Report, by: By | None, top: int | None, priced: Sequence[Priced]) -> None:
@@ -237,6 +242,7 @@ def as_json(
                 "tokens": report.totals[index],
                 **_exactness(report, index, report.rows),
                 "context_window": counter.window,
+                "input_limit": counter.input_limit,
                 "fits": counter.fits(
                     max(report.prompts(index), default=0), at_least=bool(report.unknown(index))
                 ),

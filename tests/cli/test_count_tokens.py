@@ -489,6 +489,14 @@ def test_the_input_of_gpt5_is_smaller_than_its_context(lm):
         assert (model["tokens"], model["fits"]) == (tokens, fits)
 
 
+def test_an_estimate_that_may_not_fit_says_so(lm):
+    for tokens, fits in ((100_000, True), (150_000, None), (210_000, False)):
+        result = lm("-m", "claude-3-5-sonnet", "--json", stdin=b" hello" * tokens)
+        model = json.loads(result.out)["models"][0]
+        assert model["fits"] is fits and model["tokens"] == round(1.3 * tokens)
+        assert ("may not fit its 200,000" in result.err) == (fits is None)
+
+
 def test_more_cached_than_there_is_is_refused(lm, prices):
     words = ["--text", HELLO, "-m", "gpt-5", "--cost", *prices]
     failed(lm(*words, "--cached", 8, code=2), 2, "8 tokens", "only 7")
