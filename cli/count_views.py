@@ -21,7 +21,7 @@ from cli.render import console, emit, emit_json, say
 if TYPE_CHECKING:
     from rich.table import Table
 
-NAMES = 12  # columns that a name may be folded into
+NAMES = 18  # columns that a name or a note may be folded into
 
 
 def tell(report: Report, quiet: bool) -> None:

@@ -700,12 +700,22 @@ def test_a_narrow_terminal_cuts_no_digits(cache, tmp_path, monkeypatch):
     """Regression: five models on 80 columns, or two on 24, showed beginnings of numbers."""
     (tmp_path / "a.txt").write_text("hello " * 12_345)
     (tmp_path / "b.txt").write_text("hello " * 6_789)
-    shown = on_a_terminal(tmp_path, cache, ".", "-m", "gpt-5,gpt-4,claude-opus-4-1,gpt-4o,gemini")
+    shown = on_a_terminal(
+        tmp_path, cache, ".", "-m", "gpt-5,gpt-4,claude-opus-4-1,gpt-4o,gemini-2.5-pro"
+    )
     assert shown.count("12,34") >= 2 and "≈ 16,0" in shown, shown
     columns = command_environment(tmp_path) | {"COLUMNS": "24"}
     monkeypatch.setattr("tests.cli.test_count_tokens.command_environment", lambda _: columns)
     shown = on_a_terminal(tmp_path, cache, "a.txt", "-m", "gpt-5,gpt-4o", "--cost")
     assert "of context: 4.5 %" in shown or "of context: 3.1 %" in shown, shown
+
+
+def test_a_lower_bound_on_a_terminal(cache, tmp_path):
+    (tmp_path / "r").write_text(json.dumps([picture_of(100)]))
+    words = ["--chat", "r", "-m", "claude-opus-4-8", "--cost", "--output-tokens", "9"]
+    shown = on_a_terminal(tmp_path, cache, *words)
+    assert "≥ ≈ 0" in shown and "at least" in shown and "may not fit" in shown, shown
+    assert "≥" not in on_a_terminal(tmp_path, cache, *words[:3], "gpt-4o", *words[4:])
 
 
 def test_costs_on_a_terminal_show_every_kind_that_is_billed(cache, tmp_path):
