@@ -476,6 +476,69 @@ def test_what_is_not_known_of_a_conversation_is_said(lm, tmp_path):
     assert cost["not_counted"] == ["images"]
 
 
+def picture_of(side: int) -> dict:
+    """A message with a picture of a size that a model of 512-pixel tiles can tell."""
+    import base64
+    import struct
+
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", side, side)
+    url = "data:image/png;base64," + base64.b64encode(png).decode()
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+
+def test_a_lower_bound_never_passes_as_an_answer(lm, tmp_path):
+    """Regression: an unknown picture was 0 tokens, quietly, and passed every budget."""
+    (tmp_path / "r").write_text(json.dumps([picture_of(100)]))
+    result = lm("--chat", "r", "-m", "claude-opus-4-8", "-q")
+    assert result.out == "0\n" and "at least" in result.err and "images" in result.err
+    gate = lm("--chat", "r", "-m", "claude-opus-4-8", "-q", "--budget", 100, code=6)
+    assert "cannot be known" in gate.err and "images" in gate.err
+    model = json.loads(lm("--chat", "r", "-m", "claude-opus-4-8", "--json").out)["models"][0]
+    assert model["class"] == "unknown" and model["high"] is None and model["fits"] is None
+    # The control: the same picture for a model whose rule is published.
+    assert lm("--chat", "r", "-m", "gpt-4o", "--budget", 300).err == ""
+    model = json.loads(lm("--chat", "r", "-m", "gpt-4o", "--json").out)["models"][0]
+    assert model["high"] == 85 + 170 + 3 + 1 + 3 and model["fits"] is True
+
+
+def test_a_typo_in_a_request_is_named(lm, tmp_path):
+    (tmp_path / "r").write_text(json.dumps([{"role": "user", "contnt": "hi"}]))
+    result = lm("--chat", "r", "-q")
+    assert "at least" in result.err and '"contnt"' in result.err
+    assert '"contnt"' in lm("--chat", "r", "--budget", 10**6, "-q", code=6).err
+
+
+def test_requests_say_their_model(lm, tmp_path):
+    line = json.dumps({"model": "gpt-4", "instructions": HELLO, "input": "Hello"})
+    (tmp_path / "r").write_text(f"{line}\n{line}\n")
+    result = lm("--chat", "r", "--json")
+    assert "for gpt-4 (exact), as the requests say" in result.err
+    assert [m["model"] for m in json.loads(result.out)["models"]] == ["gpt-4"]
+    assert (
+        json.loads(lm("--chat", "r", "-m", "gpt-5", "--json").out)["models"][0]["model"] == "gpt-5"
+    )
+    (tmp_path / "r").write_text(line + "\n" + line.replace("gpt-4", "gpt-4o"))
+    failed(lm("--chat", "r", code=2), 2, "several models (gpt-4, gpt-4o)", "-m")
+    (tmp_path / "r").write_text(line.replace("gpt-4", "mystery"))
+    failed(lm("--chat", "r", code=2), 2, "mystery", "-m")
+
+
+def test_each_line_of_a_conversation_has_its_own_class(lm, tmp_path):
+    """Regression: one line with a picture made every line unknown."""
+    rows = [CHAT, [picture_of(100)]]
+    (tmp_path / "r").write_text("\n".join(map(json.dumps, rows)))
+    words = ["--chat", "r", "-m", "gpt-4.5-preview,claude-opus-4-8", "--jsonl"]
+    first, second = (json.loads(line) for line in lm(*words).out.splitlines())
+    assert (
+        first["class"]["gpt-4.5-preview"] == "frame rule" and first["high"]["gpt-4.5-preview"] == 15
+    )
+    assert second["class"]["gpt-4.5-preview"] == "estimated"
+    assert second["class"]["claude-opus-4-8"] == "unknown"
+    assert second["high"]["claude-opus-4-8"] is None and second["low"]["claude-opus-4-8"] == 0
+    for option in (["--by", "ext"], ["--top", 1]):
+        failed(lm("--chat", "r", *option, code=2), 2, "--chat")
+
+
 def test_a_checkpoint_counts_with_its_own_template(lm, tmp_path, tokenizer):
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -489,6 +552,36 @@ def test_a_checkpoint_counts_with_its_own_template(lm, tmp_path, tokenizer):
     words = "".join(f"\x00{m['role']}\n{m['content']}\x00\n" for m in CHAT).split("\x00")
     assert model["tokens"] == 4 + sum(len(tokenizer.encode(word)) for word in words)
     assert model["class"] == "exact"
+
+
+def test_templates_read_every_shape_of_tools(lm, tmp_path, tokenizer):
+    """Regression: a template reads tool.function.parameters, and saw nothing of other shapes."""
+    template = (
+        "{% for t in tools or [] %}{{ t.function.name }} {{ t.function.parameters | tojson }}"
+        "{% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    folder = tmp_path / "checkpoints" / "mine"
+    folder.mkdir(parents=True)
+    tokenizer.save(folder, 64)
+    (folder / "chat_template.jinja").write_text(template)
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+
+    def count(**request):
+        (tmp_path / "r").write_text(json.dumps({"messages": CHAT, **request}))
+        return json.loads(lm("--chat", "r", "-m", "mine", "--json").out)["models"][0]
+
+    function = {"name": "f", "parameters": schema}
+    whole = count(tools=[{"type": "function", "function": function}])
+    assert whole["tokens"] > count()["tokens"] + 20 and whole["class"] == "exact"
+    for other in (
+        {"tools": [{"name": "f", "input_schema": schema}]},
+        {"tools": [{"type": "function", **function}]},
+        {"functions": [function]},
+    ):
+        assert count(**other)["tokens"] == whole["tokens"]
+    assert count(system="be brief")["tokens"] > count()["tokens"]
+    formats = count(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    assert formats["class"] == "unknown" and formats["high"] is None
 
 
 def test_bad_conversations_name_their_line(lm, tmp_path):
@@ -557,6 +650,93 @@ def test_reported_usage_bills_cached_tokens_once(lm, tmp_path, prices):
     failed(lm("--usage", "bare.json", *prices, code=3), 3, 'names no "model"')
 
 
+def test_a_price_of_an_estimate_is_a_range(lm, prices, tmp_path):
+    (tmp_path / "p.yaml").write_text(
+        "currency: USD\nas_of: 2026-10-01\nmodels:\n  claude-sonnet-4-5: {input: 3, output: 15,"
+        " context_window: 150, tiers: [{above: 100, input: 6, output: 22}]}\n"
+    )
+    text = "hello " * 84  # 110 tokens, between 82 and 138
+    words = ["--text", text, "-m", "claude-sonnet-4-5", "--cost", "--price-file", "p.yaml"]
+    cost = json.loads(lm(*words, "--json").out)["costs"][0]
+    tokens = cost["input_tokens"]
+    low, high = round(0.75 * tokens), round(1.25 * tokens)
+    assert low < 100 < high
+    assert Decimal(cost["low_usd"]) == low * Decimal(3) / 10**6
+    assert Decimal(cost["high_usd"]) == high * Decimal(6) / 10**6
+    assert "the estimate crosses a price tier" in cost["notes"] and len(cost["tiers"]) == 2
+    assert cost["fits"] is True and cost["context_window"] == 150, "the price file's window"
+    result = lm(*words, "--output-tokens", 40)
+    assert lines(result)[0][2:] == ["claude-sonnet-4-5", "may not fit"] and " to 0.0" in result.err
+    failed_words = lm(*words, "--output-tokens", 140, code=6)
+    assert lines(failed_words)[0][3] == "does not fit" and "no model is large" in failed_words.err
+
+
+def test_the_input_of_gpt5_is_smaller_than_its_context(lm):
+    for tokens, fits in ((272_000, True), (272_001, False)):
+        found = lm("-m", "gpt-5", "--json", stdin=b" hello" * tokens)
+        model = json.loads(found.out)["models"][0]
+        assert (model["tokens"], model["fits"]) == (tokens, fits)
+
+
+def test_an_estimate_that_may_not_fit_says_so(lm):
+    for tokens, fits in ((100_000, True), (150_000, None), (210_000, False)):
+        result = lm("-m", "claude-3-5-sonnet", "--json", stdin=b" hello" * tokens)
+        model = json.loads(result.out)["models"][0]
+        assert model["fits"] is fits and model["tokens"] == round(1.3 * tokens)
+        assert ("may not fit its 200,000" in result.err) == (fits is None)
+
+
+def test_more_cached_than_there_is_is_refused(lm, prices):
+    words = ["--text", HELLO, "-m", "gpt-5", "--cost", *prices]
+    failed(lm(*words, "--cached", 8, code=2), 2, "8 tokens", "only 7")
+    failed(lm(*words, "--cached", 4, "--cache-write", 4, code=2), 2, "only 7")
+    failed(lm(*words, "--reasoning", 4, "--output-tokens", 3, code=2), 2, "a part")
+    more = ["--cached", 3, "--cache-write", 2, "--output-tokens", 10, "--reasoning", 4, "--json"]
+    found = json.loads(lm(*words, *more).out)["costs"][0]
+    kinds = {line["kind"]: line["tokens"] for line in found["lines"]}
+    assert kinds == {"input": 2, "cached_input": 3, "cache_write": 2, "output": 6, "reasoning": 4}
+
+
+def test_a_stream_as_it_came_over_the_wire(lm, tmp_path, prices):
+    usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+    chunk = {"id": "c", "object": "chat.completion.chunk", "model": "gpt-5", "usage": None}
+    events = [chunk, chunk | {"usage": usage}]
+    wire = "".join(f"event: x\ndata: {json.dumps(event)}\n\n" for event in events)
+    (tmp_path / "sse").write_text(f": hello\n{wire}data: [DONE]\n")
+    (tmp_path / "bare").write_text("\n".join(map(json.dumps, events)))
+    for name in ("sse", "bare"):
+        result = lm("--usage", name, *prices)
+        assert Decimal(lines(result)[0][1]) == (1000 * Decimal("1.25") + 100 * 10) / 10**6
+        assert "skipped: 1 events" in result.err
+    both = lm("--usage", "sse", "--usage", "sse", "--usage", "bare", *prices, "--json")
+    assert json.loads(both.out)["costs"][0]["requests"] == 1, "one answer, three times the same id"
+    (tmp_path / "null").write_text('{"model": "gpt-5", "usage": {"prompt_tokens": 3}}')
+    failed(lm("--usage", "null", *prices, code=3), 3, "null:1", "missing or null")
+    (tmp_path / "none").write_text(json.dumps(chunk))
+    failed(lm("--usage", "none", *prices, code=3), 3, "holds no usage", "skipped: 1")
+    failed(lm("--usage", "sse", "-m", "gpt-5,o3", *prices, code=2), 2, "one -m")
+
+
+def test_how_it_was_served_decides_the_price(lm, tmp_path, prices):
+    """Regression: flex, priority and batch were all billed as standard."""
+    usage = {"prompt_tokens": 10**6, "completion_tokens": 0}
+
+    def cost(served, *more, model="gpt-5"):
+        answer = {"model": model, "service_tier": served, "usage": usage}
+        (tmp_path / "u").write_text(json.dumps(answer))
+        return json.loads(lm("--usage", "u", "--json", *more).out)["costs"][0]
+
+    assert cost("flex", *prices)["class"] == "unknown rate"
+    assert any("flex" in note for note in cost("flex", *prices)["notes"])
+    assert cost("default", *prices)["class"] == "exact"
+    pytest.importorskip("genai_prices")
+    at = ["--at", "2026-11-20"]
+    dollars = [Decimal(cost(s, *at)["total_usd"]) for s in ("flex", "default", "priority", "batch")]
+    assert dollars == [Decimal("0.625"), Decimal("1.25"), Decimal("2.5"), Decimal("0.625")]
+    assert cost("batch", "--batch", *at)["total_usd"] == cost("batch", *at)["total_usd"]
+    assert cost("odd", *at)["class"] == "unknown rate"
+
+
 # Limits
 
 
@@ -568,6 +748,13 @@ def test_numbers_of_tokens(word, number):
     assert number_of_tokens(word, "--budget") == number
     with pytest.raises(RecipeError, match="--budget"):
         number_of_tokens(word + "x", "--budget")
+
+
+@pytest.mark.parametrize("word", ["", "1,5k", "1,50", "12,3456", "9" * 400, "1_", "٣", "-1", "k"])
+def test_what_is_no_number_of_tokens_is_refused(word):
+    with pytest.raises(RecipeError, match="--budget"):
+        number_of_tokens(word, "--budget")
+    assert number_of_tokens("1,500,000", "--budget") == 1_500_000, "the control"
 
 
 def test_a_budget_is_a_gate(lm, tmp_path):
@@ -592,6 +779,24 @@ def test_what_is_cut_counts_at_most_the_limit(lm, strategy):
         assert kept == text or (limit < 10_000 and len(kept) < len(text))
 
 
+def test_a_cut_by_an_estimate_keeps_to_its_upper_end(lm):
+    words = ["-", "--fit-to", 100, "-m", "claude-opus-4-1"]
+    result = lm(*words, stdin=TEXT.encode())
+    assert "≈" in result.err and "estimated ±" in result.err
+    cut = json.loads(lm(*words, "--json", stdin=TEXT.encode()).out)
+    assert cut["class"] == "estimated" and 90 < cut["high"] <= 100 and cut["text"] == result.out
+    chunks = lm("-", "--split", 100, "-m", "claude-opus-4-1", stdin=TEXT.encode())
+    assert "estimated ±" in chunks.err
+    for line in chunks.out.splitlines():
+        assert json.loads(line)["tokens"] * 1.25 <= 101
+
+
+def test_a_split_that_fails_leaves_nothing(lm, tmp_path):
+    (tmp_path / "a").write_text("plain words, then one that is too long: 👩‍👩‍👧‍👦🏽")
+    failed(lm("a", "--split", 1, "-o", "new/parts", code=2), 2, "cannot")
+    assert [path.name for path in tmp_path.iterdir()] in (["a"], ["a", "cache"], ["cache", "a"])
+
+
 def test_chunks_cover_the_text(lm, tmp_path):
     (tmp_path / "book.txt").write_text(TEXT)
     result = lm("book.txt", "--split", 100, "-o", "parts")
@@ -614,6 +819,14 @@ def test_nothing_that_is_asked_is_ignored(lm):
         (["--text", "x", "-o", "there"], "-o does nothing without --split"),
         (["--chat", "r", "--special", "parse"], "--special and --chat"),
         (["--text", "x", "--json", "--jsonl"], "--json and --jsonl"),
+        (["--text", "x", "--strategy", "tail"], "--strategy does nothing without --fit-to"),
+        (["--text", "x", "--all"], "--all and --text"),
+        (["--text", "x", "--by", "ext", "--jsonl"], "--by and --jsonl"),
+        (["--text", "x", "--top", 3, "--cost"], "--top does nothing with --cost"),
+        (["--text", "x", "--split", 3, "-o", "d", "--json"], "-o and --json"),
+        (["--text", "x", "--fit-to", ""], "--fit-to"),
+        (["--text", "x", "--split", ""], "--split"),
+        (["--git-diff", ""], "--git-diff"),
     ):
         failed(lm(*words, code=2), 2, said)
 
@@ -670,6 +883,44 @@ def test_a_table_on_a_terminal_keeps_to_its_width(cache, tmp_path):
         assert part in shown, shown
     shown = on_a_terminal(tmp_path, cache, "b[bold].py", "-m", "gpt-5,gpt-4", "--cost")
     assert "exact" in shown and "USD" in shown and "prices:" in shown
+
+
+def test_a_narrow_terminal_cuts_no_digits(cache, tmp_path, monkeypatch):
+    """Regression: five models on 80 columns, or two on 24, showed beginnings of numbers."""
+    (tmp_path / "a.txt").write_text("hello " * 12_345)
+    (tmp_path / "b.txt").write_text("hello " * 6_789)
+    shown = on_a_terminal(
+        tmp_path, cache, ".", "-m", "gpt-5,gpt-4,claude-opus-4-1,gpt-4o,gemini-2.5-pro"
+    )
+    assert shown.count("12,34") >= 2 and "≈ 16,0" in shown, shown
+    columns = command_environment(tmp_path) | {"COLUMNS": "24"}
+    monkeypatch.setattr("tests.cli.test_count_tokens.command_environment", lambda _: columns)
+    shown = on_a_terminal(tmp_path, cache, "a.txt", "-m", "gpt-5,gpt-4o", "--cost")
+    assert "of context: 4.5 %" in shown or "of context: 3.1 %" in shown, shown
+
+
+def test_a_lower_bound_on_a_terminal(cache, tmp_path):
+    (tmp_path / "r").write_text(json.dumps([picture_of(100)]))
+    words = ["--chat", "r", "-m", "claude-opus-4-8", "--cost", "--output-tokens", "9"]
+    shown = on_a_terminal(tmp_path, cache, *words)
+    assert "≥ ≈ 0" in shown and "at least" in shown and "may not fit" in shown, shown
+    assert "≥" not in on_a_terminal(tmp_path, cache, *words[:3], "gpt-4o", *words[4:])
+
+
+def test_costs_on_a_terminal_show_every_kind_that_is_billed(cache, tmp_path):
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    (tmp_path / "a").write_text(HELLO)
+    words = ["a", "-m", "gpt-5", "--cost", "--price-file", "prices.yaml", "--cached", "3"]
+    shown = on_a_terminal(tmp_path, cache, *words, "--cache-write", "2", "--output-tokens", "9")
+    for part in ("cached", "written", "output"):
+        assert part in shown, shown
+    assert "reasoning" not in shown
+    usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+    answers = [{"model": model, "usage": usage} for model in ("gpt-5", "gpt-4o")]
+    (tmp_path / "u").write_text("\n".join(map(json.dumps, answers)))
+    shown = on_a_terminal(tmp_path, cache, "--usage", "u", "--price-file", "prices.yaml")
+    assert "0.005750 USD in all, for 2,000 tokens read and 200 written" in shown, shown
+    assert "fit" not in shown
 
 
 def process(folder: Path, cache: Path, words: list[str], **options):
