@@ -15,10 +15,11 @@ from cli.counting import (
     count_all,
     count_diff,
     counters_of,
+    on_terminal,
 )
 from cli.inputs import Source, gather, read_diff
 from cli.render import emit_json, say
-from engine.errors import RecipeError
+from engine.errors import LimitError, RecipeError
 
 if TYPE_CHECKING:
     from cli.count_costs import Priced, Pricing
@@ -30,19 +31,23 @@ if TYPE_CHECKING:
 SUBJECTS = ("FILE", "--text", "--chat", "--git-diff", "--usage")
 # An option that would do nothing without one of others.
 NEEDS = {
-    "--output-tokens": ("--cost",),
-    "--cached": ("--cost",),
+    **dict.fromkeys(("--output-tokens", "--cached", "--cache-write", "--reasoning"), ("--cost",)),
     **dict.fromkeys(("--batch", "--price-file", "--at"), ("--cost", "--usage")),
     **dict.fromkeys(("--overlap", "-o"), ("--split",)),
+    "--strategy": ("--fit-to",),
 }
 # An option that would do nothing beside others.
 COUNTS = ("--cost", "--budget", "--by", "--top", "--jsonl")
 EXCLUDES = {
     "--fit-to": ("--split", "--chat", "--git-diff", "--usage", "--special", *COUNTS),
     "--split": ("--chat", "--git-diff", "--usage", "--special", *COUNTS),
-    "--usage": ("--special", *COUNTS),
+    "--usage": ("--special", "--all", *COUNTS),
     "--special": ("--chat", "--git-diff"),
+    "--all": ("--text", "--chat", "--git-diff", "--fit-to", "--split"),
+    "--by": ("--chat", "--jsonl"),
+    "--top": ("--chat", "--jsonl"),
     "--json": ("--jsonl",),
+    "-o": ("--json",),
 }
 
 
@@ -62,6 +67,9 @@ def check_together(options: Mapping[str, object]) -> None:
         for other in EXCLUDES.get(name, ()):
             if other in given:
                 raise RecipeError(f"{name} and {other} exclude each other; choose one")
+    views = [name for name in ("--by", "--top") if name in given]
+    if views and "--cost" in given and "--json" not in given and not on_terminal():
+        raise RecipeError(f"{views[0]} does nothing with --cost in a pipe; choose one, or --json")
 
 
 @dataclass(frozen=True)
@@ -114,15 +122,28 @@ def count_texts(
 def count_git_diff(
     revision: str, words: Sequence[str], counters: Sequence["TokenCounter"]
 ) -> Report:
-    """Count the diff from a revision to the working tree."""
+    """Count the diff from a revision to the working tree. Raises: RecipeError if it is empty."""
+    if not revision:
+        raise RecipeError("--git-diff needs a revision, such as HEAD")
     return Report(counters, count_diff(read_diff(revision, words), counters))
 
 
-def count_chat(path: Path, counters: Sequence["TokenCounter"]) -> Report:
-    """Count the requests of a file."""
-    from cli.chat_counts import count_chats
+def count_chat(path: Path, models: Sequence[str] | None, quiet: bool) -> Report:
+    """Count the requests of a file: for the models of -m, or for the one that they name."""
+    from cli.chat_counts import count_chats, own_model, read_requests
 
-    return count_chats(the_file(path), counters)
+    requests = read_requests(the_file(path))
+    if models:
+        return count_chats(requests, counters_of(models))
+    requests = list(requests)
+    if (own := own_model(requests)) is None:
+        return count_chats(requests, counters_or_default(None, quiet))
+    try:
+        counters = counters_of([own])
+    except RecipeError as error:
+        raise RecipeError(f"{path} names the model {own}: {error}; or give -m") from None
+    say(f"for {own} ({class_of(counters[0])}), as the requests say", quiet)
+    return count_chats(requests, counters)
 
 
 def cut(
@@ -146,19 +167,26 @@ def cut(
 
 
 def price_usage(
-    path: Path, models: Sequence[str] | None, pricing: "Pricing", show: Showing
+    paths: Sequence[Path], models: Sequence[str] | None, pricing: "Pricing", show: Showing
 ) -> None:
     """Price the usage that providers reported."""
-    from cli import count_costs
-    from cli.count_views import show_costs
+    from cli import count_usage
+    from cli.count_views import show_costs, show_sum
+    from engine.text.answers import LeftOut
 
-    if models and len(models) > 1:
+    names = [name for word in models or [] for name in word.split(",") if name]
+    if len(names) > 1:
         raise RecipeError("--usage was of one model; give one -m, or none if the file names them")
-    priced = count_costs.price_usage(the_file(path), models[0] if models else None, pricing)
+    left_out = LeftOut()
+    sources = [the_file(path) for path in paths]
+    priced = count_usage.price_usage(sources, names[0] if names else None, pricing, left_out)
     if show.as_json:
         emit_json("count-tokens/usage", {"costs": [one.as_json() for one in priced]})
     else:
         show_costs(priced)
+        show_sum(priced)
+    for line in left_out.lines():
+        say(line, show.quiet)
     _say_sources(priced, show.quiet)
 
 
@@ -190,6 +218,9 @@ def present(report: Report, show: Showing, pricing: "Pricing | None", budget: in
         raise report.problems[0]
     if budget is not None:
         check_budget(report, budget)
+    plain = not (show.as_json or show.as_lines or on_terminal())
+    if plain and priced and all(one.fits is False for one in priced):
+        raise LimitError("no model is large enough: " + ", ".join(one.model for one in priced))
 
 
 def _say_sources(priced: Sequence["Priced"], quiet: bool) -> None:
@@ -197,5 +228,13 @@ def _say_sources(priced: Sequence["Priced"], quiet: bool) -> None:
     for source, dated in dict.fromkeys((one.source, one.dated) for one in priced if one.source):
         say(f"prices: {source}, {dated}, USD", quiet)
     for one in priced:
-        for note in sorted(one.notes) + ([one.missing] if one.missing else []):
+        for note in [*_ends(one), *filter(None, [one.missing]), *sorted(one.notes)]:
             say(f"{one.model}: {note}", quiet)
+
+
+def _ends(one: "Priced") -> list[str]:
+    """Say between what a price lies that is not exact."""
+    if one.ends is None:
+        return []
+    low, high = one.ends
+    return [f"at least {low:f} USD" if high is None else f"{low:f} to {high:f} USD"]

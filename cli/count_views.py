@@ -1,9 +1,10 @@
 """How counts are shown: bare numbers in a pipe, tables on a terminal, JSON with its schema."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
-from cli.count_costs import Priced, fits
+from cli.count_costs import Priced
 from cli.counting import (
     By,
     Report,
@@ -14,8 +15,13 @@ from cli.counting import (
     left_out_line,
     on_terminal,
 )
-from cli.inputs import printable
+from cli.inputs import not_utf8, printable
 from cli.render import console, emit, emit_json, say
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NAMES = 18  # columns that a name or a note may be folded into
 
 
 def tell(report: Report, quiet: bool) -> None:
@@ -24,14 +30,20 @@ def tell(report: Report, quiet: bool) -> None:
     if report.left_out:
         say(left_out_line(report.left_out), quiet)
     if whole.replaced:
-        say(f"{whole.replaced:,} places are not UTF-8; each counts as U+FFFD", quiet)
+        say(f"{not_utf8(whole.replaced)}; each counts as U+FFFD", quiet)
     if whole.specials:
         say(f"{whole.specials:,} special-looking spans (--special text|parse|error)", quiet)
     for index, counter in enumerate(report.counters):
         if kinds := ", ".join(report.unknown(index)):
-            say(f"{counter.name}: at least; not known and not counted: {kinds}", quiet)
+            # Without this the number would be taken for the answer: said even if all else is not.
+            say(f"{counter.name}: at least; not known and not counted: {kinds}")
         if counter.plus_minus and not on_terminal():
             say(f"{counter.name}: {class_of(counter)}", quiet)
+        longest = max(report.prompts(index), default=0)
+        if counter.window and counter.fits(longest) is None:
+            low, high = counter.interval(longest)
+            ends = f"between {low:,} and {high:,} tokens"
+            say(f"{counter.name}: {ends}, may not fit its {counter.window:,}", quiet)
 
 
 def show_all(report: Report, by: By | None, top: int | None, priced: Sequence[Priced]) -> None:
@@ -135,41 +147,79 @@ def _print_parts(report: Report) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right")
     for index, counter in enumerate(report.counters):
-        parts = parts_of(report, index)
+        parts = parts_of(report.rows, index)
         for part in parts:
             tokens = "?" if part.tokens is None else f"{part.tokens:,}"
             table.add_row(tokens, part.kind, f"[dim]{part.how}[/]")
         unknown = any(part.tokens is None for part in parts)
-        total = "at least " * unknown + _number(counter, report.totals[index])
+        total = "≥ " * unknown + _number(counter, report.totals[index])
         count = f"{len(report.rows):,} conversation{'s' * (len(report.rows) != 1)}"
         table.add_row(total, count, _plain(counter.name), style="bold")
     _print(table)
 
 
+# Columns of money, and the kinds of tokens that each adds up.
+MONEY = {
+    "input": ("input",),
+    "cached": ("cached_input",),
+    "written": ("cache_write", "cache_write_1h"),
+    "output": ("output",),
+    "reasoning": ("reasoning",),
+    "requests": ("request",),
+}
+
+
 def show_costs(priced: Sequence[Priced]) -> None:
-    """Show what each model would take, the cheapest first."""
+    """Show what each model would take, or took."""
     if not on_terminal():
         for one in priced:
             amount = "-" if one.total is None else f"{one.total:f}"
-            note = ["does not fit"] if fits(one) is False else []
-            emit("\t".join([str(one.tokens), amount, one.model, *note]))
+            emit("\t".join([str(one.tokens), amount, one.model, *one.remarks]))
         return
     from rich.table import Table
 
+    rows = [_cost_cells(one) for one in priced]
+    names = [name for name in (rows[0] if rows else []) if any(row[name] for row in rows)]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("USD", "input", "output", "tokens", "of context"):
-        table.add_column(name, justify="right")
-    table.add_column("model", overflow="fold")
-    table.add_column("")
-    for one in priced:
-        whole = "?" if one.total is None else money(one.total)
-        sides = [money(one.amount("input")), money(one.amount("output"))] if one.kinds else ["", ""]
-        window = f"{100 * one.longest / one.window:.1f} %" if one.window else ""
-        note = "does not fit" if fits(one) is False else one.note
-        about = "≈ " * bool(one.spread)
-        cells = [about + whole, *sides, f"{about}{one.tokens:,}", window]
-        table.add_row(*cells, _plain(one.model), f"[dim]{_plain(note)}[/]")
+    for name in names:
+        if name in ("model", ""):
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     _print(table)
+
+
+def _cost_cells(one: Priced) -> dict[str, str]:
+    """Return the cells of a model's line by their column; a column without any is not shown."""
+    amounts = {name: one.amount(*kinds) for name, kinds in MONEY.items()}
+    return {
+        "USD": "?" if one.total is None else one.sign + money(one.total),
+        "range": _range(one),
+        **{name: money(amount) if amount else "" for name, amount in amounts.items()},
+        "tokens": f"{one.sign}{one.tokens:,}",
+        "out": f"{one.answers:,}" if one.answers else "",
+        "of context": f"{100 * one.longest / one.window:.1f} %" if one.window else "",
+        "model": _plain(one.model),
+        "": f"[dim]{_plain(one.note)}[/]" if one.note else "",
+    }
+
+
+def _range(one: Priced) -> str:
+    """Return between what a price lies."""
+    if one.ends is None:
+        return ""
+    low, high = one.ends
+    return f"≥ {money(low)}" if high is None else f"{money(low)} – {money(high)}"
+
+
+def show_sum(priced: Sequence[Priced]) -> None:
+    """Show on a terminal what all models cost together."""
+    if on_terminal() and len(priced) > 1:
+        whole = sum((one.low for one in priced), Decimal(0))
+        tokens, answers = sum(one.tokens for one in priced), sum(one.answers for one in priced)
+        emit(f"{money(whole)} USD in all, for {tokens:,} tokens read and {answers:,} written")
 
 
 def money(amount: Any) -> str:
@@ -185,17 +235,17 @@ def as_json(
     """Return everything that was found, for `--json`."""
     models = []
     for index, counter in enumerate(report.counters):
-        tokens, window = report.totals[index], counter.window
-        longest = max((row.tokens[index] for row in report.rows), default=0)
-        longest = longest if report.requests else tokens
         models.append(
             {
                 "model": counter.name,
                 "tokenizer": counter.tokenizer,
-                "tokens": tokens,
-                **_exactness(report, index),
-                "context_window": window,
-                "fits": None if window is None else longest <= window,
+                "tokens": report.totals[index],
+                **_exactness(report, index, report.rows),
+                "context_window": counter.window,
+                "input_limit": counter.input_limit,
+                "fits": counter.fits(
+                    max(report.prompts(index), default=0), at_least=bool(report.unknown(index))
+                ),
             }
         )
     value: dict[str, Any] = {"models": models, "inputs": [_row(report, r) for r in report.rows]}
@@ -210,22 +260,22 @@ def as_json(
     return value
 
 
-def _exactness(report: Report, index: int) -> dict[str, Any]:
-    """Return the class of a model's sum, and its interval where it is an estimate."""
+def _exactness(report: Report, index: int, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the class of a model's sum, and its interval; it has no end if a part is unknown."""
     counter, how = report.counters[index], report.counters[index].exactness
     parts: Sequence[Any] = ()
     if report.requests:
         from cli.chat_counts import class_of_parts, parts_of
 
-        parts = parts_of(report, index)
+        parts = parts_of(rows, index)
         how = class_of_parts(parts)
-    tokens, spread = report.totals[index], counter.plus_minus
+    low, high = counter.interval(sum(row.tokens[index] for row in rows))
     listed = [{"part": p.kind, "tokens": p.tokens, "class": p.how} for p in parts]
     return {
         "class": how,
-        "plus_minus": spread,
-        "low": round(tokens * (1 - spread)),
-        "high": round(tokens * (1 + spread)),
+        "plus_minus": counter.plus_minus,
+        "low": low,
+        "high": None if any(part.tokens is None for part in parts) else high,
         **({"parts": listed} if listed else {}),
     }
 
@@ -248,9 +298,13 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
 
 def emit_rows(report: Report) -> None:
     """Write an object per input, for `--jsonl`."""
-    classes = {c.name: _exactness(report, i)["class"] for i, c in enumerate(report.counters)}
     for row in report.rows:
-        emit_json("count-tokens/input", _row(report, row) | {"class": classes})
+        known = {c.name: _exactness(report, i, [row]) for i, c in enumerate(report.counters)}
+        how = {
+            key: {name: found[key] for name, found in known.items()}
+            for key in ("class", "low", "high")
+        }
+        emit_json("count-tokens/input", _row(report, row) | how)
 
 
 def _text(name: str) -> str:
@@ -285,7 +339,23 @@ def _ratio(row: Row, index: int) -> str:
     return f"{row.bytes / row.tokens[index]:.2f}" if row.tokens[index] else ""
 
 
-def _print(table) -> None:
+def _print(table: "Table") -> None:
+    """Print a table; one that would not fit without cutting numbers, as a block for each row."""
+    from rich.text import Text
+
     out = console()
+    needed = 0
+    blocks: list[list[str]] = [[] for _ in range(table.row_count)]
+    for column in table.columns:
+        head, *cells = (Text.from_markup(str(c)) for c in (column.header, *column.cells))
+        width = max(line.cell_len for text in (head, *cells) for line in text.split())
+        needed += 1 + (width if column.justify == "right" else min(width, NAMES))
+        column.no_wrap = column.justify == "right"
+        named = [f"{' '.join(head.plain.split())}: "] if head.plain else [""]
+        for block, cell in zip(blocks, cells, strict=True):
+            block += [named[0] + cell.plain] if cell.plain else []
+    if needed - 1 > out.width:
+        emit("\n\n".join("\n".join(block) for block in blocks))
+        return
     out.soft_wrap = False  # a table folds its names, it must not run over the edge
     out.print(table)

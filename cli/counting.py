@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from engine.text.frames import Part
 
 DEFAULT_MODEL = "gpt-5"
+# A comma stands before three digits: what 1,5k is depends on the country.
+NUMBER = r"((?:\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*)(?:\.\d+)?)([kKmM]?)"
+MOST_TOKENS = 10**15
 NAMED = 3  # contributors, files left out: so many by name
 LONGEST_SPECIAL = 128  # characters of special-looking text that a block may end in
 Special = Literal["text", "parse", "error"]
@@ -52,6 +56,11 @@ class Report:
         """The tokens of all rows, for each model."""
         return tuple(sum(row.tokens[i] for row in self.rows) for i in range(len(self.counters)))
 
+    def prompts(self, index: int) -> list[int]:
+        """Return the tokens of each prompt for a model: of each request, or of all rows as one."""
+        rows = [row.tokens[index] for row in self.rows]
+        return rows if self.requests else [sum(rows)]
+
     def unknown(self, index: int) -> list[str]:
         """Return the kinds of parts that a model's count leaves out, because nobody knows them."""
         parts = [part for row in self.rows if row.parts for part in row.parts[index]]
@@ -65,11 +74,12 @@ def number_of_tokens(word: str | None, option: str) -> int | None:
     """
     if word is None:
         return None
-    found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)([kKmM]?)", word.strip())
-    if not found:
-        raise RecipeError(f"{option} {word}: not a number of tokens, like 8000, 128k or 200_000")
-    unit = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}[found[2]]
-    return round(float(found[1].replace("_", "").replace(",", "")) * unit)
+    found = re.fullmatch(NUMBER, word.strip(), re.ASCII)
+    unit = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}
+    number = Decimal(re.sub("[_,]", "", found[1])) * unit[found[2]] if found else None
+    if number is None or number > MOST_TOKENS:
+        raise RecipeError(f"{option} {word[:40]!r}: not a number of tokens, like 8000 or 128k")
+    return round(number)
 
 
 def counters_of(models: Sequence[str] | None, default: str | None = None) -> list["TokenCounter"]:
@@ -80,11 +90,23 @@ def counters_of(models: Sequence[str] | None, default: str | None = None) -> lis
     from cli.options import token_places
     from engine.text.counting import counter_for
 
-    names: list[str] = []
-    for word in models or ([default] if default else []):
-        names += [word] if Path(word).exists() else [n for n in word.split(",") if n]
     places = token_places()
-    return [counter_for(name, places=places) for name in dict.fromkeys(names)]
+    names = names_of(models or ([default] if default else []))
+    return [counter_for(name, places=places) for name in names]
+
+
+def names_of(models: Sequence[str]) -> list[str]:
+    """Return the names in the words of -m, each once.
+
+    Raises: RecipeError for a word that holds none.
+    """
+    names: list[str] = []
+    for word in models:
+        parts = [word] if os.path.exists(word) else [part.strip() for part in word.split(",")]
+        if not any(parts):
+            raise RecipeError(f"-m {word!r} names no model; gpt-5 would be one")
+        names += filter(None, parts)
+    return list(dict.fromkeys(names))
 
 
 def class_of(counter: "TokenCounter") -> str:
@@ -99,7 +121,12 @@ def count_all(gathered: Gathered, counters: Sequence["TokenCounter"], special: S
 
     Raises: the error of the only source; DataError if every one is left out.
     """
-    report = Report(counters, left_out=gathered.left_out, several=len(gathered.sources) > 1)
+    report = Report(
+        counters,
+        left_out=gathered.left_out,
+        problems=list(gathered.problems),
+        several=len(gathered.sources) + len(gathered.problems) > 1,
+    )
 
     def _attempt(source: Source) -> Row | EngineError:
         try:
@@ -129,7 +156,7 @@ def _worth_threads(sources: Sequence[Source], counters: Sequence["TokenCounter"]
     """Tell whether to count several files at once; counters that prepare for it do so now."""
     if len(sources) < 2:
         return False
-    size = sum(s.path.stat().st_size for s in sources if s.path and s.path.is_file())
+    size = sum(s.path.stat().st_size for s in sources if s.path and os.path.isfile(s.path))
     return all([counter.expect(size) for counter in counters])
 
 
@@ -222,7 +249,7 @@ def count_diff(files: Sequence[FileDiff], counters: Sequence["TokenCounter"]) ->
     """Count a diff: a row for each file, with its added and its removed lines beside the text."""
     rows = []
     for file in files:
-        data = file.text.encode("utf-8", "replace")
+        data = file.text.encode("utf-8", "surrogateescape")
         row = count_source(Source(file.name, data=data), counters, "text")
         sides = tuple((c.count(file.added), c.count(file.removed)) for c in counters)
         rows.append(replace(row, changed=sides))
@@ -275,15 +302,20 @@ def left_out_line(left_out: dict[str, list[str]]) -> str:
 def check_budget(report: Report, budget: int) -> None:
     """Raise LimitError if any model's count, at the upper end of an estimate, is over the budget.
 
-    Where rows are requests of their own, each must fit.
+    Where rows are requests of their own, each must fit. A count that leaves something out cannot
+    be held to a budget, and does not pass.
     """
     for index, counter in enumerate(report.counters):
-        tokens = report.totals[index]
-        if report.requests:
-            tokens = max((row.tokens[index] for row in report.rows), default=0)
-        most = round(tokens * (1 + counter.plus_minus))
-        if most <= budget:
+        tokens = max(report.prompts(index), default=0)
+        most = counter.interval(tokens)[1]
+        unknown = ", ".join(report.unknown(index))
+        if most <= budget and not unknown:
             continue
+        if most <= budget:
+            raise LimitError(
+                f"whether {counter.name} keeps to the budget of {budget:,} cannot be known: at"
+                f" least {tokens:,} tokens, and not counted: {unknown}"
+            )
         largest = sorted(report.rows, key=lambda row: -row.tokens[index])[:NAMED]
         names = ", ".join(f"{printable(row.name)} {row.tokens[index]:,}" for row in largest)
         counted = f"{tokens:,} tokens"

@@ -1,12 +1,14 @@
 """Text cut to tokens: `--fit-to` prints what fits, `--split` writes numbered chunks."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cli.counting import on_terminal
-from cli.inputs import Gathered, Reader, Source
+from cli.counting import class_of, on_terminal
+from cli.inputs import Gathered, Reader, Source, not_utf8
 from cli.render import emit, emit_bytes, emit_json, say
 from engine.errors import RecipeError, ResourceError
+from engine.files import whole_folder
 
 if TYPE_CHECKING:
     from engine.text.counting import TokenCounter
@@ -15,7 +17,12 @@ Strategy = Literal["head", "tail", "middle"]
 
 
 def only_source(gathered: Gathered, option: str) -> Source:
-    """Return the only source there is. Raises: RecipeError if there are several."""
+    """Return the only source there is.
+
+    Raises: RecipeError if there are several; DataError if one cannot be read.
+    """
+    if gathered.problems:
+        raise gathered.problems[0]
     if len(gathered.sources) != 1:
         raise RecipeError(f"{option} cuts one text, not {len(gathered.sources)}; name one file")
     return gathered.sources[0]
@@ -27,7 +34,7 @@ def read_whole(source: Source, quiet: bool) -> str:
         reader = Reader(source.name, stream, refuse_binary=source.path is not None)
         text = "".join(reader)
     if reader.replaced:
-        say(f"{reader.replaced:,} places are not UTF-8 and become U+FFFD", quiet)
+        say(f"{not_utf8(reader.replaced)}: U+FFFD instead", quiet)
     return text
 
 
@@ -42,16 +49,27 @@ def print_fitting(
     """Print as much of a text as fits into `limit` tokens, nothing added and nothing else."""
     text = read_whole(source, quiet)
     kept = counter.fit(text, limit, strategy)
-    tokens = counter.count(kept)
+    tokens, whole = counter.count(kept), counter.count(text)
     if as_json:
-        whole = counter.count(text)
-        emit_json("count-tokens/fit", {"text": kept, "tokens": tokens, "of_tokens": whole})
+        how = {"class": counter.exactness, "plus_minus": counter.plus_minus}
+        low, high = counter.interval(tokens)
+        ends = {"low": low, "high": high}
+        found = {"text": kept, "tokens": tokens, "of_tokens": whole}
+        emit_json("count-tokens/fit", found | how | ends)
     else:
         emit_bytes(kept.encode("utf-8", "replace"))
         if on_terminal() and not kept.endswith("\n"):
             emit("")
+    about = "≈ " * bool(counter.plus_minus)
     if kept != text and not quiet:
-        say(f"kept {tokens:,} of {counter.count(text):,} tokens ({strategy}, {counter.name})")
+        say(f"kept {about}{tokens:,} of {about}{whole:,} tokens ({strategy}, {counter.name})")
+    _say_estimated(counter, limit, quiet)
+
+
+def _say_estimated(counter: "TokenCounter", limit: int, quiet: bool) -> None:
+    """Say what was done so that an estimate keeps to a limit."""
+    if counter.plus_minus:
+        say(f"{counter.name}: {class_of(counter)}; cut so that its upper end is {limit:,}", quiet)
 
 
 def write_chunks(
@@ -68,35 +86,31 @@ def write_chunks(
     """
     text = read_whole(source, quiet)
     number = 0
-    if folder:
-        _prepare(folder)
     path = source.path or Path("chunk.txt")
-    for number, chunk in enumerate(counter.split(text, size, overlap), start=1):
-        tokens = counter.count(chunk)
-        if folder is None:
-            emit_json("count-tokens/chunk", {"number": number, "tokens": tokens, "text": chunk})
-        else:
-            _write(folder / f"{path.stem}-{number:04}{path.suffix}", chunk)
+    if folder:
+        _refuse_filled(folder)
+    with whole_folder(folder) if folder else nullcontext() as place:
+        for number, chunk in enumerate(counter.split(text, size, overlap), start=1):
+            if place is None:
+                tokens = counter.count(chunk)
+                found = {"number": number, "tokens": tokens, "text": chunk}
+                emit_json("count-tokens/chunk", found | {"class": counter.exactness})
+            else:
+                file = place / f"{path.stem}-{number:04}{path.suffix}"
+                file.write_bytes(chunk.encode("utf-8", "replace"))
     if folder:
         emit(str(folder))
     say(f"{number:,} chunks of at most {size:,} tokens, overlap {overlap:,}, {counter.name}", quiet)
+    _say_estimated(counter, size, quiet)
 
 
-def _prepare(folder: Path) -> None:
+def _refuse_filled(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        holds_something = any(folder.iterdir())
+        holds_something = folder.exists() and any(folder.iterdir())
     except OSError as error:
         raise _unwritable(folder, error) from None
     if holds_something:
         raise RecipeError(f"{folder} is not empty; give another folder with -o")
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_bytes(text.encode("utf-8", "replace"))
-    except OSError as error:
-        raise _unwritable(file, error) from None
 
 
 def _unwritable(path: Path, error: OSError) -> ResourceError:

@@ -9,7 +9,7 @@ import io
 import itertools
 import os
 import shutil
-import subprocess
+import stat
 import sys
 import tempfile
 from collections import defaultdict
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
+from cli.walking import Walk, git, printable, unreadable
 from engine.errors import DataError, RecipeError
 
 BLOCK = 1 << 20
@@ -42,11 +43,13 @@ class Source:
     def open(self, again: bool = False) -> IO[bytes]:
         """Return its bytes as a stream; with `again`, one that can be rewound.
 
-        Raises: DataError if it cannot be read.
+        Raises: DataError if it cannot be read, or is a device, which may never end.
         """
         if self.data is not None:
             return io.BytesIO(self.data)
         try:
+            if self.path and _endless(self.path):
+                raise DataError(f"{printable(self.name)}: a device, not a file")
             stream = self.path.open("rb") if self.path else sys.stdin.buffer
         except OSError as error:
             raise unreadable(self.name, error) from None
@@ -58,12 +61,20 @@ class Source:
         return spooled
 
 
+def _endless(path: Path) -> bool:
+    """Whether a path is a device that may never end; the empty one does."""
+    mode = path.stat().st_mode
+    device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+    return device and not path.samefile(os.devnull)
+
+
 @dataclass
 class Gathered:
-    """The sources, and what was left out, by reason."""
+    """The sources, what was left out, by reason, and what could not be read."""
 
     sources: list[Source] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    problems: list[DataError] = field(default_factory=list)
 
 
 class Reader:
@@ -79,7 +90,9 @@ class Reader:
         tail = b""
         while block := self._read():
             if self.refuse_binary and not self.bytes and b"\0" in block[:LOOKED_AT]:
-                raise BinaryFile(f"{self.name}: a binary file, not text")
+                wide = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+                found = "UTF-16; iconv -f UTF-16 -t UTF-8 makes it UTF-8" if wide else "not text"
+                raise BinaryFile(f"{printable(self.name)}: a binary file, {found}")
             self.bytes += len(block)
             text = decoder.decode(block)
             # U+FFFD that was there before is no replacement.
@@ -98,24 +111,13 @@ class Reader:
             raise unreadable(self.name, error) from None
 
 
-def unreadable(name: str, error: OSError) -> DataError:
-    """Return the error for something that cannot be read."""
-    return DataError(f"{printable(name)}: cannot be read: {error.strerror or error}")
-
-
-def printable(name: str) -> str:
-    """Return a file name on one line, whatever bytes are in it."""
-    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def gather(words: Sequence[str], text: str | None, everything: bool) -> Gathered:
     """Find what the words of a command line name: files, folders, globs, `-` for the pipe.
 
     Without words and without `text` it is the pipe. `everything` takes hidden and git-ignored
     files of folders too.
 
-    Raises: DataError for a name that leads nowhere; RecipeError if there is nothing to count.
+    Raises: DataError if no name leads anywhere; RecipeError if there is nothing to count.
     """
     found = Gathered()
     if text is not None:
@@ -126,8 +128,14 @@ def gather(words: Sequence[str], text: str | None, everything: bool) -> Gathered
                 "nothing to count: name files or folders, pipe text in, or use --text"
             )
         words = [STDIN]
+    walk = Walk(everything, found.left_out, found.problems)
     for word in words:
-        found.sources += _named(word, everything, found.left_out)
+        try:
+            found.sources += _named(word, walk)
+        except DataError as error:
+            found.problems.append(error)
+    if found.problems and not found.sources:
+        raise found.problems[0]
     unique: dict[str, Source] = {}
     for source in found.sources:
         key = os.path.realpath(source.path) if source.path else source.name
@@ -138,73 +146,32 @@ def gather(words: Sequence[str], text: str | None, everything: bool) -> Gathered
     return found
 
 
-def _named(word: str, everything: bool, left_out: dict[str, list[str]]) -> list[Source]:
-    """Return the sources that one word names."""
-    if word == STDIN:
-        return [Source(STDIN)]
-    path = Path(word).expanduser()
-    if path.is_dir():
-        return [Source(str(file), file) for file in _walk(path, everything, left_out)]
-    if not os.path.lexists(path) and glob.has_magic(word):
-        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        files = [file for file in files if not file.is_dir()]
+def _named(word: str, walk: Walk) -> Iterator[Source]:
+    """Yield the sources that one word names."""
+    if word == STDIN or os.path.normpath(word) in ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"):
+        yield Source(STDIN)
+        return
+    if not word:
+        raise DataError("an empty name is no file; . is this folder")
+    path = Path(os.path.expanduser(word))
+    if os.path.isdir(path):
+        yield from (Source(str(file), file) for file in walk.folder(path))
+    elif not os.path.lexists(path) and glob.has_magic(str(path)):
+        files = list(walk.pattern(str(path)))
         if not files:
             raise DataError(f"{printable(word)}: no file matches")
-        return [Source(str(file), file) for file in files]
-    if not path.exists():
-        raise DataError(f"{printable(word)}: no such file or folder")
-    return [Source(word, path)]
+        yield from (Source(str(file), file) for file in files)
+    else:
+        try:
+            path.stat()
+        except OSError as error:
+            raise unreadable(word, error) from None
+        yield Source(word, path)
 
 
-def _walk(folder: Path, everything: bool, left_out: dict[str, list[str]]) -> Iterator[Path]:
-    """Yield the regular files of a folder, sorted; links are not followed."""
-    files = None if everything else _git_files(folder)
-    for file in _all_files(folder, everything, left_out) if files is None else files:
-        if not everything and any(part.startswith(".") for part in file.relative_to(folder).parts):
-            left_out["hidden"].append(str(file))
-        elif file.is_symlink():
-            left_out["links"].append(str(file))
-        elif file.is_file():
-            yield file
-        elif file.exists() and not file.is_dir():
-            left_out["no regular file"].append(str(file))
-
-
-def _all_files(folder: Path, everything: bool, left_out: dict[str, list[str]]) -> Iterator[Path]:
-    """Yield every file of a folder, and the hidden folders that are not entered."""
-
-    def _refused(error: OSError) -> None:
-        raise unreadable(str(error.filename), error) from None
-
-    for parent, folders, files in os.walk(folder, onerror=_refused):
-        links = [name for name in folders if (Path(parent) / name).is_symlink()]
-        hidden = [name for name in folders if name.startswith(".") and not everything]
-        folders[:] = sorted(set(folders) - set(hidden) - set(links))
-        yield from (Path(parent) / name for name in sorted([*files, *hidden, *links]))
-
-
-def git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes] | None:
-    """Run git in a folder, but no program that its configuration names; None without git.
-
-    Source: git-config(1), core.fsmonitor; git-diff(1), --no-ext-diff and --no-textconv.
-    """
-    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", "-c", "core.quotePath=false"]
-    try:
-        return subprocess.run([*command, *words], capture_output=True, check=False)
-    except OSError:
-        return None
-
-
-def _git_files(folder: Path) -> list[Path] | None:
-    """Return what git knows of a folder and does not ignore; None outside of a repository."""
-    process = git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    if process is None or process.returncode:
-        return None
-    names = {os.fsdecode(name) for name in process.stdout.split(b"\0") if name}
-    ignored = None if names else git(folder, "check-ignore", "-q", ".")
-    if ignored and ignored.returncode == 0:  # but somebody asks for it by name
-        return None
-    return [folder / name for name in sorted(names)]
+def not_utf8(places: int) -> str:
+    """Say in how many places bytes were no text."""
+    return f"{places:,} {'place is' if places == 1 else 'places are'} not UTF-8"
 
 
 @dataclass(frozen=True)
@@ -212,7 +179,7 @@ class FileDiff:
     """What a diff says about one file."""
 
     name: str
-    text: str
+    text: str  # bytes that are not UTF-8 are surrogates here, as Python escapes them
     added: str
     removed: str
 
@@ -220,12 +187,18 @@ class FileDiff:
 def read_diff(revision: str, words: Sequence[str]) -> list[FileDiff]:
     """Return the diff from a revision to the working tree, file by file.
 
+    `--staged` is the diff from the last commit to the index.
+
     Raises: RecipeError if there is no repository or no such revision.
     """
-    if revision.startswith("-"):
+    staged = revision in ("--staged", "--cached")
+    if revision.startswith("-") and not staged:
         raise RecipeError(f"--git-diff {revision}: not a revision, like HEAD or main~2")
-    options = ["--no-color", "--no-ext-diff", "--no-textconv"]
-    process = git(Path(), "diff", *options, revision, "--", *words)
+    # A dirty submodule would be looked at with the programs that its configuration names.
+    options = ["--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty"]
+    asked = [*options, "--cached" if staged else revision, "--", *words]
+    filters = _filters()
+    process = git(Path(), "diff", *asked, without=filters)
     if process is None:
         raise RecipeError("--git-diff needs the program git")
     if process.returncode:
@@ -233,15 +206,31 @@ def read_diff(revision: str, words: Sequence[str]) -> list[FileDiff]:
         if "not a git repository" in reason.lower():
             reason = "this folder is in no git repository"
         raise RecipeError(f"--git-diff {revision}: {reason}")
-    listed = git(Path(), "diff", *options, "--name-only", "-z", revision, "--", *words)
+    listed = git(Path(), "diff", "--name-only", "-z", *asked, without=filters)
     names = [os.fsdecode(n) for n in (listed.stdout if listed else b"").split(b"\0") if n]
-    text = process.stdout.decode("utf-8", "replace")
+    text = process.stdout.decode("utf-8", "surrogateescape")
     # Inside a hunk every line begins with a space, a sign or a backslash.
     starts = [0, *(at + 1 for at in _positions(text, "\ndiff --")), len(text)]
     parts = [text[a:b] for a, b in itertools.pairwise(starts) if a < b]
     if len(names) != len(parts):
         names = [part.split("\n", 1)[0] for part in parts]
     return [FileDiff(name, part, *_sides(part)) for name, part in zip(names, parts, strict=True)]
+
+
+def _filters() -> list[str]:
+    """Return the settings by which this repository has git run programs on what it compares.
+
+    Those of the user, like git-lfs, stay; in the repository's own configuration they may be
+    anybody's.
+
+    Source: gitattributes(5), filter: an empty command is none.
+    """
+    words = ("--show-scope", "--name-only", "-z", "--get-regexp", r"^filter\.")
+    process = git(Path(), "config", *words)
+    found = [os.fsdecode(word) for word in (process.stdout if process else b"").split(b"\0")]
+    pairs = zip(found[::2], found[1::2], strict=False)
+    own = {name.rpartition(".")[0] for scope, name in pairs if scope in ("local", "worktree")}
+    return [f"{name}.{key}" for name in sorted(own) for key in ("clean", "process", "required")]
 
 
 def _positions(text: str, mark: str) -> Iterator[int]:
@@ -253,6 +242,7 @@ def _positions(text: str, mark: str) -> Iterator[int]:
 
 def _sides(part: str) -> tuple[str, str]:
     """Return the lines that a file's diff adds, and those that it removes."""
+    part = part.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     _, mark, hunks = part.partition("\n@@")
     lines = (mark + hunks).split("\n")
     added = "".join(line[1:] + "\n" for line in lines if line.startswith("+"))

@@ -6,12 +6,18 @@ from typing import Any
 
 from cli.inputs import Source, printable, unreadable
 from engine.errors import DataError
+from engine.text.usage import no_duplicates
+
+# Lines of a stream of events that hold no value.
+EVENT = (b"event:", b"id:", b"retry:", b":")
 
 
 def read_values(source: Source) -> Iterator[tuple[str, int, Any]]:
     """Yield place, bytes and value of each line that is not empty, or of the one value.
 
-    Raises: DataError that names the line.
+    A stream of events is taken as it came over the wire: lines that begin with `data:`.
+
+    Raises: DataError that names the line; also if a key stands twice in an object.
     """
     name = printable(source.name)
     with source.open() as stream:
@@ -21,8 +27,14 @@ def read_values(source: Source) -> Iterator[tuple[str, int, Any]]:
                 if not line.strip():
                     continue
                 where = f"{name}:{number}"
+                if line.startswith(b"data:"):
+                    line, first = line[5:], False
+                if line.startswith(EVENT) or line.strip() == b"[DONE]":
+                    continue
                 try:
-                    value = json.loads(line)
+                    value = json.loads(line, object_pairs_hook=no_duplicates)
+                except DataError as error:
+                    raise DataError(f"{where}: {error}") from None
                 except (ValueError, RecursionError) as error:
                     if not first:
                         raise DataError(f"{where}: not valid JSON: {error}") from None
@@ -36,7 +48,9 @@ def read_values(source: Source) -> Iterator[tuple[str, int, Any]]:
 
 def _parse(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=no_duplicates)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{where}: not valid JSON, neither this line nor the whole: {error}"

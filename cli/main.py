@@ -1,5 +1,6 @@
 """The `lm` program: registers the commands, turns errors into one line and an exit code."""
 
+import errno
 import os
 import signal
 import sys
@@ -25,7 +26,8 @@ from cli.commands import (
     train_tokenizer,
     verify,
 )
-from engine.errors import EngineError
+from cli.render import say, silence
+from engine.errors import EngineError, ResourceError
 
 app = typer.Typer(
     name="lm",
@@ -101,8 +103,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "--debug" in arguments:
             raise
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            say(f"error: {line}")
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        silence(sys.stdout)  # as when help goes to a full disk
+        say(f"error: cannot write: {error.strerror}")
+        sys.exit(ResourceError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -86,21 +86,24 @@ def the_model(name: str | None, holding: str = "config.json") -> Path:
     return find(name, CHECKPOINTS, holding)
 
 
-def read_input(text: str | None, file: Path | None) -> bytes:
+def read_input(text: str | None, file: Path | None, glue: bool = True) -> bytes:
     """Return the text a command works on: -f FILE or a pipe, then the argument, if both are given.
 
-    Between the two goes one empty line. `-` as argument or file is the pipe.
+    Between the two goes one empty line; without `glue` two are too many. `-` as argument or file
+    is the pipe.
 
-    Raises: RecipeError if there is none; DataError if the file cannot be read.
+    Raises: RecipeError if there is none, or two; DataError if the file cannot be read.
     """
-    from engine.errors import DataError
+    from cli.inputs import Source
 
     argument = None if text in (None, "-") else text.encode("utf-8", "surrogateescape")
     if file is not None and str(file) != "-":
-        try:
-            before = file.read_bytes()
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+        with Source(str(file), file).open() as stream:
+            before = stream.read()
+    elif argument is not None and not glue and file is None:
+        before = b""  # a pipe may be there without anybody's having meant it
+        if piped() and sys.stdin.buffer.read(1):
+            raise RecipeError("two texts: a pipe and an argument; - as argument takes the pipe")
     elif piped():
         before = sys.stdin.buffer.read()
     elif text == "-" or file is not None:
@@ -111,6 +114,8 @@ def read_input(text: str | None, file: Path | None) -> bytes:
         before = b""
     if argument is None:
         return before
+    if before and not glue:
+        raise RecipeError("two texts: -f FILE and an argument; give one of them")
     return before.rstrip(b"\n") + b"\n\n" + argument if before else argument
 
 

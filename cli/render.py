@@ -3,7 +3,6 @@
 Off a terminal there is no colour and no animation. Numbers are written one way everywhere.
 """
 
-import contextlib
 import io
 import json
 import os
@@ -34,8 +33,7 @@ def emit_bytes(data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError as error:
-        # The interpreter flushes stdout once more at exit; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise SystemExit(128 + signal.SIGPIPE) from None
         raise ResourceError(f"cannot write to stdout: {error.strerror or error}") from None
@@ -67,9 +65,17 @@ def emit_json(schema: str, value: Mapping[str, Any]) -> None:
 
 def say(text: str, quiet: bool = False) -> None:
     """Write one plain line to stderr."""
-    if not quiet:
-        with contextlib.suppress(OSError):  # a full disk for talk is no reason to stop the work
-            print(text, file=sys.stderr, flush=True)
+    if quiet:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # a full disk for talk is no reason to stop the work, nor for another exit code
+        silence(sys.stderr)
+
+
+def silence(stream: IO[str]) -> None:
+    """Let a stream that cannot be written go nowhere; the interpreter flushes it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def console(stderr: bool = False) -> "Console":

@@ -14,13 +14,17 @@ The engine raises these; `cli/main.py` is the one place that catches them. Anyth
 escapes is a bug and keeps its traceback.
 """
 
-LONGEST = 1000  # characters of a message about a file
+LONGEST = 1000  # characters of a line
 
 
 class EngineError(Exception):
     """Base of all expected failures; never raised itself."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message, its lines of bearable length and harmless on a terminal."""
+        return "\n".join(map(_harmless, super().__str__().split("\n")))
 
 
 class RecipeError(EngineError):
@@ -36,10 +40,7 @@ class InputError(EngineError):
 
     def __str__(self) -> str:
         """Return the message on one line of bearable length, whatever it quotes from the file."""
-        text = super().__str__()
-        if len(text) > LONGEST:  # the beginning says where, the end what to do
-            text = f"{text[: LONGEST // 2]} … {text[3 - LONGEST // 2 :]}"
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        return _harmless(Exception.__str__(self))
 
 
 class DataError(InputError):
@@ -72,3 +73,10 @@ class CheckFailed(EngineError):
     """Something the user asked to be proved does not hold."""
 
     exit_code = 7
+
+
+def _harmless(line: str) -> str:
+    """Shorten a line, and spell out what a terminal would obey."""
+    if len(line) > LONGEST:  # the beginning says where, the end what to do
+        line = f"{line[: LONGEST // 2]} … {line[3 - LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

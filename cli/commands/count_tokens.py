@@ -26,7 +26,8 @@ def count_tokens(
         typer.Option("--chat", metavar="FILE", help="Count requests, a JSON line each."),
     ] = None,
     diff: Annotated[
-        Optional[str], typer.Option("--git-diff", metavar="REV", help="Count the diff from REV.")
+        Optional[str],
+        typer.Option("--git-diff", metavar="REV", help="Count the diff from REV, or --staged."),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Hidden and git-ignored files of folders too.")
@@ -55,6 +56,13 @@ def count_tokens(
     cached: Annotated[
         Optional[str], typer.Option("--cached", metavar="N", help="So many are read from a cache.")
     ] = None,
+    cache_write: Annotated[
+        Optional[str], typer.Option("--cache-write", metavar="N", help="So many are stored in it.")
+    ] = None,
+    reasoning: Annotated[
+        Optional[str],
+        typer.Option("--reasoning", metavar="N", help="So much of the answer is thinking."),
+    ] = None,
     batch: Annotated[bool, typer.Option("--batch", help="At the price of batches.")] = False,
     price_file: Annotated[
         Optional[Path], typer.Option("--price-file", help="Your own prices, before all others.")
@@ -64,15 +72,16 @@ def count_tokens(
         typer.Option("--at", formats=["%Y-%m-%d"], help="At the prices of this day."),
     ] = None,
     usage: Annotated[
-        Optional[Path],
+        Optional[list[Path]],
         typer.Option("--usage", metavar="FILE", help="Price what providers reported."),
     ] = None,
     fit_to: Annotated[
         Optional[str], typer.Option("--fit-to", metavar="N", help="Print the text cut to N tokens.")
     ] = None,
     strategy: Annotated[
-        Literal["head", "tail", "middle"], typer.Option("--strategy", help="What --fit-to keeps.")
-    ] = "head",
+        Optional[Literal["head", "tail", "middle"]],
+        typer.Option("--strategy", help="What --fit-to keeps; the head, if not said."),
+    ] = None,
     split: Annotated[
         Optional[str], typer.Option("--split", metavar="N", help="Cut into chunks of N tokens.")
     ] = None,
@@ -110,11 +119,20 @@ def count_tokens(
         | {"--special": special != "text", "--by": by, "--top": top, "--budget": budget}
         | {"--cost": cost, "--output-tokens": output, "--cached": cached, "--batch": batch}
         | {"--price-file": price_file, "--at": at, "--fit-to": fit_to, "--split": split}
-        | {"--overlap": overlap, "-o": out, "--json": as_json, "--jsonl": as_lines}
+        | {"--cache-write": cache_write, "--reasoning": reasoning, "--all": everything}
+        | {
+            "--strategy": strategy,
+            "--overlap": overlap,
+            "-o": out,
+            "--json": as_json,
+            "--jsonl": as_lines,
+        }
     )
     pricing = Pricing(
         tokens(output, "--output-tokens") or 0,
         tokens(cached, "--cached") or 0,
+        tokens(cache_write, "--cache-write") or 0,
+        tokens(reasoning, "--reasoning") or 0,
         batch,
         at.date() if at else None,
         price_file,
@@ -123,16 +141,21 @@ def count_tokens(
     if usage:
         tasks.price_usage(usage, models, pricing, show)
         return
-    counters = tasks.counters_or_default(models, quiet)
-    if fit_to or split:
-        size = tokens(fit_to or split, "--fit-to" if fit_to else "--split") or 0
-        cut = tasks.Cut(size, tokens(overlap, "--overlap") or 0, strategy, out, split is not None)
-        tasks.cut(words or [], text, counters, cut, show)
-        return
     limit = tokens(budget, "--budget")
     if chat:
-        report = tasks.count_chat(chat, counters)
-    elif diff:
+        report = tasks.count_chat(chat, models, quiet)
+        tasks.present(report, show, pricing if cost else None, limit)
+        return
+    counters = tasks.counters_or_default(models, quiet)
+    fitting, chunk = tokens(fit_to, "--fit-to"), tokens(split, "--split")
+    if fitting is not None or chunk is not None:
+        size = chunk if fitting is None else fitting
+        assert size is not None
+        shared = tokens(overlap, "--overlap") or 0
+        cut = tasks.Cut(size, shared, strategy or "head", out, chunk is not None)
+        tasks.cut(words or [], text, counters, cut, show)
+        return
+    if diff is not None:
         report = tasks.count_git_diff(diff, words or [], counters)
     else:
         report = tasks.count_texts(words or [], text, everything, counters, special)

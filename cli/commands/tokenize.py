@@ -32,6 +32,7 @@ def tokenize(
     """Show how text splits into tokens.
 
     On a terminal: pieces and ids in colour. In a pipe: offset, id, piece.
+    Several models are compared: their counts, and where they split differently.
 
     -m takes an OpenAI model or encoding, a checkpoint, a tokenizer.json or a
     folder that holds one. With those of files any bytes are fine, and --decode
@@ -43,6 +44,7 @@ def tokenize(
     lm tokenize -f README.md -m stdlib --ids | lm tokenize --decode -m stdlib
     """
     from cli import tokenizing
+    from cli.counting import names_of
     from cli.options import read_input
     from cli.render import emit, emit_bytes
     from engine.errors import DataError, RecipeError
@@ -51,12 +53,14 @@ def tokenize(
         raise RecipeError("--ids, --decode and --json exclude each other; choose one")
     if compare and (ids or decode):
         raise RecipeError("--compare shows counts and differences; leave out --ids and --decode")
-    if compare:
-        models = [name for word in [model, *compare] if word for name in word.split(",")]
-        tokenizing.compare(models, read_input(text, file), special, as_json)
+    models = names_of([word for word in [model, *(compare or [])] if word])
+    if len(models) > 1 and (ids or decode):
+        raise RecipeError("--ids and --decode are for one model; give one -m")
+    data = read_input(text, file, glue=False)
+    if compare or len(models) > 1:
+        tokenizing.compare(models, data, special, as_json)
         return
-    seer = tokenizing.seer_of(model)
-    data = read_input(text, file)
+    seer = tokenizing.seer_of(models[0] if models else None)
     if decode:
         try:
             numbers = [int(word) for word in data.replace(b",", b" ").strip(b"[] \n").split()]

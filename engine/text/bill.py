@@ -73,6 +73,7 @@ class Prices:
     context_window: int | None = None
     batch: bool = False
     standard: frozenset[str] = frozenset()
+    rate_known: bool = True  # False: it was served in a way whose rates nobody told us
     notes: tuple[str, ...] = ()
 
     def bill(self, usage: Usage) -> Cost:

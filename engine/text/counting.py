@@ -4,6 +4,7 @@ A counter reads text as text: what looks like a special token counts as the char
 """
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from engine.text.models import Model, resolve
 
 # What OpenAI's chat models add: to each message, to a message with a name, and once for the reply.
 CHAT_FRAME = (3, 1, 3)
+# Of the 400,000 tokens of the GPT-5 models 128,000 are kept for the answer.
+# Source: OpenAI's pages of models, "max input tokens".
+INPUT_LIMITS = {("gpt-5", 400_000): 272_000}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,7 @@ class TokenCounter:
     plus_minus: float = 0.0  # nine of ten documents are off by no more than this share
     frame: tuple[int, int, int] | None = None
     window: int | None = None
+    input_limit: int | None = None  # where the prompt may not fill the window
     factor: float = 1.0
     source: Source = field(repr=False)
 
@@ -81,6 +86,28 @@ class TokenCounter:
     def expect(self, characters: int) -> bool:
         """Prepare for so much text in many streams; True if several threads may count at once."""
         return self.source.expect(characters)
+
+    def interval(self, tokens: int) -> tuple[int, int]:
+        """Return between what an estimated count lies for nine of ten documents."""
+        return round(tokens * (1 - self.plus_minus)), round(tokens * (1 + self.plus_minus))
+
+    def fits(
+        self, tokens: int, answer: int = 0, *, at_least: bool = False, window: int | None = None
+    ) -> bool | None:
+        """Tell whether a prompt and its answer fit the context; None if that cannot be known.
+
+        `at_least`: something was not counted. `window` overrides the model's own.
+        """
+        room = window or self.window
+        if room is None:
+            return None
+        most = room - answer
+        if window is None and self.input_limit is not None:
+            most = min(most, self.input_limit)
+        low, high = self.interval(tokens)
+        if low > most:
+            return False
+        return True if high <= most and not at_least else None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`. Raises: RecipeError if counts are only estimated."""
@@ -108,7 +135,10 @@ class TokenCounter:
         return re.compile("|".join(map(re.escape, names)))
 
     def fit(self, text: str, limit: int, strategy: Strategy = "head") -> str:
-        """Return as much of `text` as counts at most `limit`: its head, tail, or both."""
+        """Return as much of `text` as counts at most `limit`: its head, tail, or both.
+
+        Where counts are estimated, the upper end of the estimate is at most `limit`.
+        """
         return cutting.fit(text, self._limit(limit), strategy, self.source)
 
     def split(self, text: str, size: int, overlap: int = 0) -> Iterator[str]:
@@ -119,9 +149,10 @@ class TokenCounter:
         return cutting.split(text, self._limit(size), self._limit(overlap), self.source)
 
     def _limit(self, limit: int) -> int:
-        """Return how many tokens of the source make at most `limit`."""
-        most = math.ceil((limit + 1) / self.factor)
-        return next(n for n in range(most, -1, -1) if round(self.factor * n) <= limit)
+        """Return how many tokens of the source make at most `limit`, by an estimate's upper end."""
+        most = math.ceil((limit + 1) / (self.factor * (1 + self.plus_minus))) + 1
+        fits = (n for n in range(most, 0, -1) if self.interval(round(self.factor * n))[1] <= limit)
+        return next(fits, 0)
 
     def _must_be_exact(self) -> None:
         if self.exactness != "exact":
@@ -138,7 +169,8 @@ def counter_for(model: str, *, places: Places) -> TokenCounter:
         on this machine, CheckpointError if its file is broken.
     """
     for path in (Path(model), places.checkpoints / model):
-        if (path / "tokenizer.json").is_file() or (path.is_file() and path.suffix == ".json"):
+        named = path.suffix == ".json" and os.path.isfile(path)
+        if named or os.path.isfile(path / "tokenizer.json"):  # False for names too long to be one
             from engine.text.fromfile import FromFile  # brings the tokenizers package
 
             return TokenCounter(name=model, tokenizer=_title(path), source=FromFile(path))
@@ -163,5 +195,6 @@ def _published(name: str, model: Model, places: Places) -> TokenCounter:
         factor=estimate.factor if estimate else 1.0,
         frame=CHAT_FRAME if model.chat else None,
         window=model.window,
+        input_limit=INPUT_LIMITS.get((model.name[:5], model.window or 0)),
         source=BytePairs(encoding, ranks),
     )

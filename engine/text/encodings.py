@@ -9,6 +9,7 @@ Source: tiktoken 0.14, tiktoken_ext/openai_public.py (patterns, hashes, special 
 import gzip
 import hashlib
 import importlib.util
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,10 +56,19 @@ O200K = (
     "|[{space}]+(?![^{space}])|[{space}]+"
 )
 
-# Where a text can be cut so that its parts have the same pieces as the whole: no piece goes on
-# after a letter with a space, and in the newer encodings none after a line end with anything but
-# white space, or a slash in o200k.
-BETWEEN_WORDS = "(?<=[A-Za-z])(?= [A-Za-z])"
+# Where a text can be cut so that its parts have the same pieces as the whole. In all encodings no
+# piece goes on with a blank, no letter or digit with a line end or a mark (but an apostrophe, as in
+# "it's"), and digits are only with digits. In the newer ones nothing follows a line end but white
+# space, or a slash in o200k. Each class holds only characters of whose category every version of
+# Unicode says the same.
+MARKS = r"!-&(-/:-@\[-`{-~\u3001\u3002\u3008-\u3011\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
+LETTERS = r"A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+BETWEEN_WORDS = (
+    r"(?<=\S)(?=[ \t])"
+    rf"|(?<=[^\W_])(?=[{MARKS}\n])"
+    rf"|(?<=[0-9])(?=[{LETTERS}])"
+    rf"|(?<=[{LETTERS}{MARKS}])(?=[0-9])"
+)
 BETWEEN_LINES = BETWEEN_WORDS + r"|(?<=\n)(?=[^\s/])"
 
 END_OF_TEXT, END_OF_PROMPT = "<|endoftext|>", "<|endofprompt|>"
@@ -154,10 +164,8 @@ def open_ranks(
     """
     table = cache / f"{encoding.ranks}-{encoding.digest[:16]}.ranks"
     if given is None:
-        try:
-            kept = read_ranks(table.read_bytes(), encoding.digest)
-        except OSError:
-            kept = None
+        content = _content(table)
+        kept = read_ranks(content, encoding.digest) if content else None
         if kept is not None:
             return kept
     for source in _sources(encoding, tiktoken_cache, given):
@@ -182,14 +190,25 @@ def _sources(
         roots = (package.submodule_search_locations or []) if package else []
         places = [Path(root) / "data" / f"{name}.gz" for root in roots]
         if tiktoken_cache is not None:
-            cached = hashlib.sha1((ADDRESS + name).encode()).hexdigest()
-            places.insert(0, tiktoken_cache / cached)
-    for place in places:
+            places.insert(0, tiktoken_cache / _cached(encoding))
+    for content in filter(None, map(_content, places)):
         try:
-            content = place.read_bytes()
             yield gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
         except (OSError, EOFError, zlib.error):
             continue
+
+
+def _content(place: Path) -> bytes | None:
+    """Return what is in a file; None if it is none, or a pipe or device that may never end."""
+    try:
+        return place.read_bytes() if os.path.isfile(place) else None
+    except OSError:
+        return None
+
+
+def _cached(encoding: Encoding) -> str:
+    """Return the name of its ranks in tiktoken's cache."""
+    return hashlib.sha1(f"{ADDRESS}{encoding.ranks}.tiktoken".encode()).hexdigest()
 
 
 def _how_to_get(encoding: Encoding, given: Path | None) -> str:
@@ -201,6 +220,6 @@ def _how_to_get(encoding: Encoding, given: Path | None) -> str:
     if encoding.template == GPT2:
         return (
             f"the ranks of {encoding.ranks} come with no package; point TIKTOKEN_CACHE_DIR to a"
-            f" tiktoken cache that has them, or give the file {encoding.ranks}.tiktoken"
+            f" folder where {encoding.ranks}.tiktoken is named {_cached(encoding)}"
         )
     return f"the ranks of {encoding.ranks} are not installed; run `pip install {PACKAGE}`"

@@ -2,16 +2,19 @@
 
 The size is read from the first bytes of a PNG, GIF, JPEG or WebP file.
 
-Source: OpenAI, "Images and vision", calculating costs: a base and a price per 512-pixel tile.
+Source: OpenAI, "Images and vision", calculating costs: a base and a price per 512-pixel tile, or
+patches of 32 pixels times a factor. Anthropic, "Vision": an area over 750, after scaling down to
+1,568 pixels and about 1,600 tokens; models from Claude Opus 4.7 on see more and are not here.
+Google, "Understand and count tokens": 258 for a small picture, and for each tile of a large one.
 """
 
 import base64
-import binascii
 import math
 import re
 import struct
+from fractions import Fraction
 
-# Tokens for the base and for each tile. Models that count 32-pixel patches are not here.
+# Tokens for the base and for each tile.
 TILES = {
     "gpt-4-turbo": (85, 170),
     "gpt-4o": (85, 170),
@@ -25,19 +28,35 @@ TILES = {
     "o3": (75, 150),
 }
 LARGEST, SHORTEST, TILE = 2048, 768, 512
+# Tokens for each patch.
+PATCHES = {
+    "gpt-4.1-mini": Fraction("1.62"),
+    "gpt-4.1-nano": Fraction("2.46"),
+    "gpt-5-mini": Fraction("1.62"),
+    "gpt-5-nano": Fraction("2.46"),
+    "o4-mini": Fraction("1.72"),
+}
+PATCH, MOST_PATCHES = 32, 1536
+CLAUDE = re.compile(r"(?:.*\.)?claude-(?:3|(?:opus|sonnet|haiku)-(?:3|4(?![.-]?[7-9]\b)))")
+GEMINI = re.compile(r"gemini-2\.[05]-(?:pro|flash|flash-lite)(?!-image|-live|-native)\b")
 JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame, not a table
 
 
 def image_tokens(model: str, url: str, detail: str) -> int | None:
     """Return the tokens of a picture, or None where model, size or detail leave it open."""
     name = re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model.rsplit("/", 1)[-1])
-    if name not in TILES:
+    if name in TILES and detail == "low":
+        return TILES[name][0]
+    if detail != "high" or not (size := _data_url_size(url)):
         return None
-    base, each = TILES[name]
-    if detail == "low":
-        return base
-    size = _data_url_size(url)
-    return base + each * tiles(*size) if size and detail == "high" else None
+    if name in TILES:
+        base, each = TILES[name]
+        return base + each * tiles(*size)
+    if name in PATCHES:
+        return math.ceil(patches(*size) * PATCHES[name])
+    if CLAUDE.match(name):
+        return by_area(*size)
+    return 258 * crops(*size) if GEMINI.match(name) else None
 
 
 def tiles(width: int, height: int) -> int:
@@ -48,13 +67,38 @@ def tiles(width: int, height: int) -> int:
     return math.prod(math.ceil(round(side * scale, 6) / TILE) for side in (width, height))
 
 
+def patches(width: int, height: int) -> int:
+    """Return how many patches a picture has, scaled until there are no more than 1,536."""
+    if math.ceil(width / PATCH) * math.ceil(height / PATCH) <= MOST_PATCHES:
+        return math.ceil(width / PATCH) * math.ceil(height / PATCH)
+    scale = math.sqrt(MOST_PATCHES * PATCH**2 / (width * height))
+    sides = [side * scale / PATCH for side in (width, height)]
+    # A little smaller still, so that one side is a whole number of patches.
+    scale = min(max(1, math.floor(side)) / side for side in sides)
+    return min(MOST_PATCHES, math.prod(math.ceil(round(side * scale, 6)) for side in sides))
+
+
+def by_area(width: int, height: int) -> int:
+    """Return about how many tokens Claude takes for a picture."""
+    scale = min(1.0, 1568 / max(width, height))
+    return min(1600, math.ceil(width * height * scale**2 / 750))
+
+
+def crops(width: int, height: int) -> int:
+    """Return how many tiles Gemini cuts a picture into."""
+    if max(width, height) <= 384:
+        return 1
+    side = min(768, max(256, math.floor(min(width, height) / 1.5)))
+    return math.ceil(width / side) * math.ceil(height / side)
+
+
 def _data_url_size(url: str) -> tuple[int, int] | None:
     head, comma, data = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
         return None
     try:
         return image_size(base64.b64decode(data, validate=True))
-    except binascii.Error:
+    except ValueError:  # a letter that base64 does not have, or none at all of one
         return None
 
 

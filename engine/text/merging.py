@@ -12,12 +12,14 @@ first, the leftmost of equals.
 import os
 import re
 import threading
+from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
+from operator import itemgetter
 from typing import Any
 
 from engine.errors import DataError
@@ -27,7 +29,8 @@ from engine.text.ranks import Ranks
 
 REMEMBERED = 1 << 17  # pieces whose tokens are kept
 MANY_PIECES = 1 << 13  # so many distinct pieces are worth a dictionary of all ranks
-LONG_PIECE = 1 << 15  # characters: so long a piece is worth a start of Rust
+LONG_PIECE = 1 << 15  # bytes: a longer piece is merged in parts of that size, in Rust
+TRIED_JOINTS = 64  # places where two parts may be joined, before they are merged as one
 LONG_TEXT = 3 << 19  # ASCII characters: so long a text is worth it too
 # tiktoken's Rust panics when a match goes back a million times, and one may go back three times for
 # each character: a megabyte of spaces or capitals is too much for it, a block never.
@@ -76,7 +79,7 @@ class BytePairs:
         """Use `ranks` for `encoding`; nothing is compiled or loaded before it is needed."""
         self.encoding, self.ranks = encoding, ranks
         self._rank_of: Callable[[bytes], int | None] = ranks.get
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[str, Sequence[int]] = {}
         self._in_rust = False
         self._in_thread = threading.local()
         self._handed_out = 0  # characters that Rust was given
@@ -90,24 +93,19 @@ class BytePairs:
         return self._in_rust
 
     @cached_property
-    def _ascii_split(self) -> Callable[[str], list[str]]:
-        return re.compile(self.encoding.ascii_split).findall
+    def _ascii_split(self) -> re.Pattern[str]:
+        return re.compile(self.encoding.ascii_split)
 
     @cached_property
-    def _split(self) -> Callable[[str], list[str]]:
+    def _split(self) -> Any:
         import regex  # only text beyond ASCII needs it
 
-        return regex.compile(self.encoding.split).findall
+        return regex.compile(self.encoding.split)
 
     @cached_property
     def rust(self) -> Any:
         """tiktoken's own encoder over our ranks, or None where it is not installed."""
         return self._rust(self.encoding.split)
-
-    @cached_property
-    def _rust_merge(self) -> Any:
-        """The same for a text that is one piece."""
-        return self._rust("(?s:.+)")
 
     def _rust(self, split: str) -> Any:
         try:
@@ -120,10 +118,10 @@ class BytePairs:
     def split(self, text: str) -> list[str]:
         """Return the pieces of `text`; together they are the text."""
         if text.isascii():
-            return self._ascii_split(text)
+            return self._ascii_split.findall(text)
         pieces: list[str] = []
         for part in blocks([text], self.cut, PART):
-            pieces += self._ascii_split(part) if part.isascii() else self._split(part)
+            pieces += (self._ascii_split if part.isascii() else self._split).findall(part)
         return pieces
 
     def encode(self, text: str) -> list[int]:
@@ -156,30 +154,61 @@ class BytePairs:
         known = self._learn(set(pieces))
         return [token for piece in pieces for token in known[piece]]
 
-    def _learn(self, pieces: Collection[str]) -> dict[str, list[int]]:
+    def _learn(self, pieces: Collection[str]) -> dict[str, Sequence[int]]:
         """Return the tokens of pieces that are known, `pieces` among them."""
         if len(self._known) > REMEMBERED:
             self._known = {}  # another thread may still read the old one
         known = self._known
         if len(known) + len(pieces) > MANY_PIECES:
             self._rank_of = self.ranks.mapping.get
+        if any(len(piece) > LONG_PIECE for piece in pieces):
+            known = known.copy()  # what is so long will not come again
         for piece in pieces:
             if piece not in known:
                 known[piece] = self._tokens(piece)
         return known
 
-    def _tokens(self, piece: str) -> list[int]:
+    def _tokens(self, piece: str) -> Sequence[int]:
         data = piece.encode()
         whole = self._rank_of(data)
         if whole is not None:
             return [whole]
-        if len(piece) > LONG_PIECE:
-            if self._rust_merge is not None:
-                return self._rust_merge.encode_ordinary(piece)
+        return self._merge(data) if len(data) <= LONG_PIECE else self._merge_in_parts(data)
+
+    def _merge(self, data: bytes) -> list[int]:
+        if len(data) >= LONG_PIECE:
+            if self.rust is not None:
+                return self.rust._encode_single_piece(data)
             self._rank_of = self.ranks.mapping.get
         bounds = merge(data, self._rank_of)
         ranks = [self._rank_of(data[a:b]) for a, b in pairwise(bounds)]
         return [rank for rank in ranks if rank is not None]
+
+    def _merge_in_parts(self, data: bytes) -> Sequence[int]:
+        """Return the tokens of a piece of any length, in flat memory but for themselves.
+
+        Two parts whose tokens are known may be joined if the last token of one and the first of
+        the other, merged as a text of two, come out as they are: a merge across the joint would
+        have come to pass between these two alone as well, because merges elsewhere do not change
+        the order of theirs.
+        """
+        tokens, start = array("I"), 0
+        part = self._merge(data[:LONG_PIECE])
+        while start + LONG_PIECE < len(data):
+            lengths = self.ranks.lengths(part)
+            end = start + sum(lengths)
+            for last in range(len(part) - 1, max(0, len(part) - TRIED_JOINTS), -1):
+                end -= lengths[last]
+                following = self._merge(data[end : end + LONG_PIECE])
+                pair = [part[last - 1], following[0]]
+                if self._merge(b"".join(map(self.ranks.token, pair))) == pair:
+                    break
+            else:
+                return self._merge(data)
+            tokens.extend(part[:last])
+            part, start = following, end
+        tokens.extend(part)
+        return tokens
 
     def count(self, text: str) -> int:
         """Return the number of tokens of `text`."""
@@ -192,7 +221,7 @@ class BytePairs:
         """
         stream = blocks(chunks, self.cut)
         if self._in_rust:  # other threads are at other texts
-            return sum(len(self._encode_fast(block)) for block in stream)
+            return sum(map(self._count_fast, stream))
         first, work = [], 0
         while work < LONG_TEXT and (block := next(stream, None)) is not None:
             first.append(block)
@@ -207,13 +236,22 @@ class BytePairs:
         with ThreadPoolExecutor(workers) as pool:
             waiting: deque[Future[int]] = deque()
             for block in stream:
-                waiting.append(pool.submit(lambda text: len(self._encode_fast(text)), block))
+                waiting.append(pool.submit(self._count_fast, block))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             yield from (job.result() for job in waiting)
 
+    def _count_fast(self, text: str) -> int:
+        too_long = len(text) > TOO_LONG_FOR_RUST
+        return self._count(text) if too_long else len(self._encode_fast(text))
+
     def _count(self, text: str) -> int:
-        pieces = Counter(self.split(scalar(text)))
+        text = scalar(text)
+        if len(text) > TOO_LONG_FOR_RUST:  # a list of its pieces may be too long as well
+            pattern = self._ascii_split if text.isascii() else self._split
+            pieces = Counter(map(itemgetter(0), pattern.finditer(text)))
+        else:
+            pieces = Counter(self.split(text))
         known = self._learn(pieces)
         return sum(times * len(known[piece]) for piece, times in pieces.items())
 

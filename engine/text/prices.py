@@ -68,22 +68,30 @@ def context_window(model: str, *, price_file: Path | None = None) -> int | None:
 
 
 def prices_for(
-    model: str, *, at: date | None = None, batch: bool = False, price_file: Path | None = None
+    model: str,
+    *,
+    at: date | None = None,
+    batch: bool = False,
+    price_file: Path | None = None,
+    served: str = "",
 ) -> Prices:
     """Find what a model's tokens cost at a moment; a day means its noon, none means now (UTC).
+
+    `served` is how, if not in the standard way: batch, flex, priority.
 
     Raises: RecipeError naming the nearest models; ResourceError saying what to install.
     """
     moment = _moment(at)
+    batch, served = batch or served == "batch", "" if served == "batch" else served
     own: dict[str, Prices] = {}
     if price_file is not None:
         own = read_prices(price_file, at=moment.date(), batch=batch)
         wanted = model.strip().lower()
         for name in (wanted, wanted.rpartition("/")[2]):
             if name in own:
-                return replace(own[name], model=model)
+                return _at_rate(replace(own[name], model=model), served, not served)
     try:
-        return _packaged(model, moment, batch, tuple(own))
+        return _packaged(model, moment, batch, served, tuple(own))
     except ResourceError:
         if own:
             raise RecipeError(
@@ -91,6 +99,14 @@ def prices_for(
                 " (and genai-prices, which has more, is not installed)"
             ) from None
         raise
+
+
+def _at_rate(prices: Prices, served: str, known: bool) -> Prices:
+    """Say so where a request was served at a rate that the source does not have."""
+    if known:
+        return prices
+    note = f"served as {served}, a rate that {prices.source} does not have: priced as standard"
+    return replace(prices, rate_known=False, notes=(*prices.notes, note))
 
 
 def _moment(at: date | None) -> datetime:
@@ -101,17 +117,23 @@ def _moment(at: date | None) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=timezone.utc)
 
 
-def _packaged(model: str, moment: datetime, batch: bool, own: Sequence[str]) -> Prices:
+def _packaged(model: str, moment: datetime, batch: bool, served: str, own: Sequence[str]) -> Prices:
     """Take the prices of one model out of genai-prices."""
     package = _package()
     provider, info = _find(model, package.data.providers, own)
-    # A provider that resells does not owe the maker's batch discount.
+    # A provider that resells does not owe the maker's discounts.
     its_own = any(info is each for each in provider.models)
-    prices = info.get_prices(moment, _BATCH if batch and its_own else None)
+    context = (_BATCH if batch else {}) | ({"service_tier": served} if served else {})
+    variants = [
+        variant
+        for variant in (info.price_variants or () if its_own else ())
+        if not variant.constraint or variant.constraint.active(moment)
+    ]
+    prices = info.get_prices(moment, context if its_own else None)
     discounted = {
         _KEYS.get(key)
-        for variant in (info.price_variants or () if its_own else ())
-        if variant.when == _BATCH and (not variant.constraint or variant.constraint.active(moment))
+        for variant in variants
+        if variant.when == _BATCH
         for key, price in vars(variant.prices).items()
         if price is not None
     }
@@ -121,10 +143,10 @@ def _packaged(model: str, moment: datetime, batch: bool, own: Sequence[str]) -> 
         if (price := getattr(prices, key)) is not None
     }
     dated = _newest(package.data, datetime.now(timezone.utc).date())
-    notes = staleness(dated, moment.date())
+    notes = staleness(dated, moment.date()) + _older_than_known(info, moment.date(), dated)
     if any(hasattr(each.constraint, "start_time") for each in _conditions(info)):
         notes += (f"the price depends on the hour: this is {moment:%H:%M} UTC",)
-    return Prices(
+    found = Prices(
         model,
         f"{provider.id}/{info.id}",
         rates,
@@ -136,6 +158,20 @@ def _packaged(model: str, moment: datetime, batch: bool, own: Sequence[str]) -> 
         standard=frozenset(rates) - discounted,
         notes=notes,
     )
+    known = not served or any(each.when == {"service_tier": served} for each in variants)
+    return _at_rate(found, served, known)
+
+
+def _older_than_known(info: Any, day: date, dated: date) -> tuple[str, ...]:
+    """Return a note if a day lies before the first price of a model that has a date."""
+    starts = [
+        each.constraint.start_date
+        for each in _conditions(info)
+        if hasattr(each.constraint, "start_date")
+    ]
+    if day >= min([*starts, dated]):
+        return ()
+    return (f"no price is dated as early as {day}: this is the oldest known",)
 
 
 def _package() -> Any:
@@ -171,7 +207,7 @@ def _find(model: str, providers: list[Any], own: Sequence[str]) -> tuple[Any, An
     known = [*own, *(f"{each.id}/{info.id}" for each in providers for info in each.models)]
     known += [info.id for each in providers if each.model_match for info in each.models]
     raise RecipeError(
-        f"no prices for {model[:80]!r}{_nearest(model, known)}; or give them with --price-file"
+        f"no prices for {model[:80]!r}{_nearest(model, known)}; give them with --price-file"
     )
 
 

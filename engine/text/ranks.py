@@ -103,7 +103,15 @@ def read_ranks(table: bytes, digest: str) -> Ranks | None:
     whole = zlib.crc32(memoryview(table)[HEADER.size :]) == checksum
     if magic != MAGIC or made_from.hex() != digest or not whole:
         return None
-    return Ranks(table, *SIZES.unpack_from(table, HEADER.size))
+    tokens, slots = SIZES.unpack_from(table, HEADER.size)
+    numbers = FRONT + (slots + tokens + 1) * WORD
+    if slots != 1 << (2 * tokens).bit_length() or len(table) < numbers:
+        return None
+    table_of_slots = memoryview(table)[FRONT : FRONT + slots * WORD].cast("I")
+    (spelled,) = struct.unpack_from("=I", table, numbers - WORD)
+    if 0 not in table_of_slots or spelled != len(table) - numbers:  # without a 0 no search ends
+        return None
+    return Ranks(table, tokens, slots)
 
 
 def keep(path: Path, table: bytes) -> None:

@@ -21,6 +21,9 @@ from engine.errors import DataError
 _WRAPPERS = ("usage", "usage_metadata", "response", "body", "message", "result")
 # The singular is of OpenAI's realtime events and of LangChain, which also shortens the keys inside.
 _BEFORE = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
+_STANDARD = ("standard", "default", "auto")
+_BESIDE = ("cache_read_input_tokens", "cache_creation_input_tokens", "cache_creation")
+_OUTPUT = ("output_tokens", "completion_tokens")
 _AFTER = ("completion_tokens_details", "output_tokens_details", "output_token_details")
 
 
@@ -38,10 +41,11 @@ class Usage:
     output: int = 0
     reasoning: int = 0
     cache_write_1h: int = 0
+    served: str = ""  # flex, priority, batch: what has rates of its own
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        for name in vars(self).keys() - {"notes"}:
+        for name in vars(self).keys() - {"notes", "served"}:
             _number(vars(self), name)
         _within("reasoning", self.reasoning, "output", self.output)
         _within("cache_write_1h", self.cache_write_1h, "cache_write", self.cache_write)
@@ -60,21 +64,35 @@ def read_usage(found: Any, where: str = "usage") -> Usage:
     try:
         if isinstance(found, (str, bytes)):
             try:
-                found = json.loads(found)
+                found = json.loads(found, object_pairs_hook=no_duplicates)
+            except DataError:
+                raise
             except (ValueError, RecursionError):
                 raise DataError("not JSON; give one usage object a line") from None
-        return _read(_unwrap(found))
+        return _read(*_unwrap(found))
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
 
 
-def _unwrap(found: Any) -> Mapping[str, Any]:
-    """Go down to the object that counts tokens."""
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, for `object_pairs_hook`. Raises: DataError if a key comes twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"{ascii(twice)[:40]} stands twice in one object; keep one")
+    return made
+
+
+def _unwrap(found: Any) -> tuple[Mapping[str, Any], Any]:
+    """Go down to the object that counts tokens; on the way lies how the request was served."""
+    served = None
     for _ in range(6):
         if not isinstance(found, Mapping):
             break
+        served = found.get("service_tier") or served
         if "input_tokens" in found or "prompt_tokens" in found:
-            return found
+            return found, served
         inner = [found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)]
         if not inner:
             break
@@ -87,20 +105,32 @@ def _unwrap(found: Any) -> Mapping[str, Any]:
     )
 
 
-def _read(usage: Mapping[str, Any]) -> Usage:
-    beside = "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage
+def _read(usage: Mapping[str, Any], served: Any) -> Usage:
+    beside = any(name in usage for name in _BESIDE)
     inside = "prompt_tokens" in usage or any(name in usage for name in _BEFORE)
     parts = _inside(usage) if inside or not beside else _beside(usage)
-    output = _agreed(usage, "output_tokens", "completion_tokens")
+    output = _agreed(usage, *_OUTPUT)
     after = _part(usage, *_AFTER)
     reasoning = _agreed(after, "reasoning_tokens", "thinking_tokens", "reasoning")
     said = _number(usage, "total_tokens")
     whole = parts["uncached"] + parts["cache_read"] + parts["cache_write"] + output
+    _told(usage, "input_tokens", "prompt_tokens")
+    if said is None:  # an embedding has no output, and says so by its total
+        _told(usage, *_OUTPUT)
     if said is not None and said != whole:
         if said != whole + reasoning:
             raise DataError(f"total_tokens is {said}, but its parts add up to {whole}")
         output += reasoning  # this provider counts reasoning beside its output, and so bills it
-    return Usage(**parts, output=output, reasoning=reasoning, notes=_notes(usage))
+    if served is not None and not isinstance(served, str):
+        raise DataError(f"service_tier={ascii(served)[:40]} is not a word")
+    served = "" if served in (None, *_STANDARD) else ascii(served)[1:-1][:40]
+    return Usage(**parts, output=output, reasoning=reasoning, served=served, notes=_notes(usage))
+
+
+def _told(usage: Mapping[str, Any], *names: str) -> None:
+    """Refuse a usage in which none of these counts is given: missing is not nought."""
+    if all(usage.get(name) is None for name in names):
+        raise DataError(f"{' or '.join(names)} is missing or null, which is not the same as 0")
 
 
 def _inside(usage: Mapping[str, Any]) -> dict[str, int]:
@@ -117,6 +147,8 @@ def _inside(usage: Mapping[str, Any]) -> dict[str, int]:
                 " counted twice: give prompt_tokens_details.cached_tokens, or Anthropic's keys only"
             )
     _within("cached and cache-written tokens", read + write, "the input", total)
+    if missed := _number({**usage, **details}, "prompt_cache_miss_tokens"):
+        _within("cache hits and misses together", read + missed, "the input", total)
     return {"uncached": total - read - write, "cache_read": read, "cache_write": write}
 
 
@@ -149,8 +181,6 @@ def _notes(usage: Mapping[str, Any]) -> tuple[str, ...]:
     for key in _part(usage, "server_tool_use"):
         if count := _number(_part(usage, "server_tool_use"), key):
             notes.append(f"{count} {ascii(key)[:40]} are billed apart, not in this price")
-    if (tier := usage.get("service_tier")) not in (None, "standard", "default", "auto"):
-        notes.append(f"served as service_tier {ascii(tier)[:40]}")
     return tuple(notes)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.tokenizing import differences
+from cli.tokenizing import differences, originals
 from tests.cli.test_errors import failed
 from tests.conftest import Result
 
@@ -66,7 +66,7 @@ def test_bytes_that_are_not_utf8(lm, ours):
     assert json.loads(lm("-m", ours, "--json", stdin=b"a\xffb").out)["pieces"][1]["end"] == 2
     result = lm("-m", "gpt-5", "--ids", stdin=b"a\xffb")
     assert result.out == lm("a\ufffdb", "-m", "gpt-5", "--ids").out
-    assert "1 places are not UTF-8" in result.err
+    assert "1 place is not UTF-8" in result.err
 
 
 @pytest.mark.parametrize(("model", "name"), [("gpt-5", "<|endoftext|>"), ("ours", "<|im_end|>")])
@@ -96,6 +96,60 @@ def test_several_compared(lm, ours):
     assert "differently in 0 places" in same.err
 
 
+def test_several_models_are_compared_and_differences_marked(lm):
+    """-m gpt-5,gpt-4 showed one of them; only colour told where they differ."""
+    result = lm("hello Rechtschreibung", "-m", "gpt-5,gpt-4")
+    rows = [line.split("\t") for line in result.out.splitlines()]
+    assert [row[2] for row in rows[:2]] == ["gpt-5", "gpt-4"]
+    assert rows[2:] == [["5", "gpt-5", "‹ Rechts›"], ["5", "gpt-4", "‹ Re›‹chts›"]]
+    assert "in 1 place of 21 bytes" in result.err
+
+
+def test_estimates_are_compared_by_their_counts(lm):
+    words = ["a text", "-m", "gpt-5", "--compare", "gpt-4,claude-sonnet-4-5"]
+    assert "claude-sonnet-4-5\testimated ± 25 %" in lm(*words).out
+    last = json.loads(lm(*words, "--json").out)["tokenizers"][-1]
+    assert last["tokens"] > 0 and "vocab_size" not in last
+
+
+@given(st.lists(st.sampled_from([b"a", b"\xff", b"\xe4\xbd", "\ufffd".encode(), "中".encode()])))
+def test_places_in_bytes_that_are_not_utf8(parts):
+    """Offsets were those of the text after U+FFFD had come in."""
+    data, read, expected, starts = b"".join(parts), 0, [], []
+    at = 0
+    while at < len(data):
+        size = next(n for n in (3, 2, 1, 0) if n == 0 or _is_one(data[at : at + n]))
+        starts.append(read)
+        expected.append(at)
+        if size:
+            at, read = at + size, read + size
+        else:
+            at += 2 if data[at : at + 2] == b"\xe4\xbd" else 1
+            read += 3
+    assert originals(data, starts) == expected
+
+
+def _is_one(data: bytes) -> bool:
+    try:
+        return len(data.decode()) == 1
+    except UnicodeDecodeError:
+        return False
+
+
+def test_two_texts_are_refused(lm, tmp_path):
+    """They were glued with an empty line between."""
+    (tmp_path / "f").write_text("x")
+    failed(lm("hi", "-f", "f", "-m", "gpt-5", code=2), 2, "two texts")
+    failed(lm("hi", "-m", "gpt-5", stdin=b"x", code=2), 2, "two texts")
+
+
+def test_without_a_model_it_is_the_default_or_the_only_checkpoint(lm, ours, tmp_path):
+    (tmp_path / "checkpoints" / ours / "config.json").write_text("{}")
+    assert "for checkpoints/ours" in lm("x").err
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert "for gpt-5" in lm("x").err
+
+
 def test_what_cannot_be_compared(lm):
     failed(lm("x", "--compare", "gpt-5", code=2), 2, "two tokenizers")
     failed(lm("x", "-m", "gpt-5", "--compare", "gpt-4", "--ids", code=2), 2, "--ids")
@@ -114,6 +168,9 @@ class Cutter:
     def pieces(self, data, special):
         raise NotImplementedError
 
+    def places(self, data, starts):
+        return list(starts)
+
 
 @given(st.lists(st.sets(st.integers(1, 99), max_size=20), min_size=2, max_size=4))
 def test_differences_are_what_lies_between_shared_boundaries(cuts):
@@ -122,7 +179,7 @@ def test_differences_are_what_lies_between_shared_boundaries(cuts):
     for cut in cuts:
         places = [0, *sorted(cut), 100]
         found.append([(0, data[a:b]) for a, b in pairwise(places)])
-    shown = list(differences([Cutter()] * len(cuts), found))
+    shown = list(differences([Cutter()] * len(cuts), found, data))
     for place in shown:
         whole = {b"".join(pieces) for pieces in place.pieces}
         assert len(whole) == 1 and whole.pop()[0] == place.start

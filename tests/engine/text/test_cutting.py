@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.errors import RecipeError
 from engine.text.cutting import BLOCK, LOOK, blocks, fit, head, split, tail
-from engine.text.encodings import BETWEEN_LINES
+from engine.text.encodings import BETWEEN_LINES, BETWEEN_WORDS
 from tests.engine.text.counters import BITS, counter
 
 WORDS = ["international ", "tokens", "\n", "  ", "x = 12345;\n", "中文", "don't ", "🙂🙂", "कि "]
@@ -107,3 +107,11 @@ def test_blocks_stay_small_where_the_text_allows_it():
     sizes = [len(block) for block in blocks(stream, BETWEEN_LINES)]
     assert max(sizes) < BLOCK + 100 and len(sizes) > 5
     assert [len(b) for b in blocks(["x" * 1000] * 900, BETWEEN_LINES)] == [900_000]
+
+
+@pytest.mark.parametrize("bit", ["9f3aB7", "中文很好，", "12.5,-3,", "Grüße-", "слово "])
+@pytest.mark.parametrize("cut", [BETWEEN_LINES, BETWEEN_WORDS])
+def test_blocks_stay_small_without_line_ends(bit, cut):
+    """Base64, Chinese and numbers on one line were one block, counted by one core in Python."""
+    sizes = [len(block) for block in blocks([bit * 1000] * 700, cut)]
+    assert max(sizes) < BLOCK + 10 and len(sizes) > 5

@@ -81,6 +81,15 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     assert table.read_bytes() == whole
 
 
+def test_a_cache_of_pipes_does_not_hang(tmp_path):
+    opened("cl100k_base", tmp_path)
+    (table,) = tmp_path.iterdir()
+    table.unlink()
+    os.mkfifo(table)
+    assert opened("cl100k_base", tmp_path).get(b"hello") == 15339
+    assert table.is_file(), "made anew"
+
+
 def test_a_cache_that_cannot_be_written_is_no_harm(tmp_path):
     (tmp_path / "file").write_text("")
     assert opened("cl100k_base", tmp_path / "file").get(b"hello") == 15339

@@ -1,6 +1,7 @@
 """Parts of conversations: numbers worked by hand, and nothing unknown ever counted as nought."""
 
 from engine.text.frames import Part, add, count_parts, typescript
+from engine.text.request import Request
 
 FRAME = (3, 1, 3)
 HELLO = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}]
@@ -12,7 +13,8 @@ def words(text: str) -> int:
 
 
 def count(messages, tools=(), frame=FRAME, model="gpt-4o", exact=True):
-    return count_parts(messages, tools, model, words, exact=exact, frame=frame)
+    request = Request(messages, tuple(tools))
+    return count_parts(request, model, words, exact=exact, frame=frame)
 
 
 def total(parts):
@@ -34,7 +36,7 @@ def test_what_is_not_published_is_unknown():
     parts = count(HELLO, frame=None, exact=False)
     assert Part("content", 3, "estimated") in parts and Part("frame", None, "unknown") in parts
     sound = [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]
-    assert Part("other", None, "unknown") in count(sound)
+    assert Part('"input_audio"', None, "unknown") in count(sound)
 
 
 def test_pictures():

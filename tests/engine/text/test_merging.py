@@ -3,14 +3,17 @@
 import random
 import re
 import sys
+from itertools import product
 
 import pytest
+import regex
 import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import DataError
 from engine.text import merging
+from engine.text.encodings import ENCODINGS
 from engine.text.merging import BytePairs, merge, scalar
 from tests.engine.text.counters import BITS, ENCODED, counter, hostile, reference
 
@@ -119,6 +122,60 @@ def test_no_piece_spans_a_cut(name, data, text):
         assert ours.split(whole[:at]) + ours.split(whole[at:]) == ours.split(whole), ascii(whole)
 
 
+KINDS = [
+    "a",
+    "S",
+    "'",
+    "1",
+    "½",
+    "中",
+    "。",
+    "-",
+    "/",
+    " ",
+    "\t",
+    "\n",
+    "\r",
+    "\u0301",
+    "ʰ",
+    "\x1c",
+    "ǅ",
+]
+
+
+@pytest.mark.parametrize("name", [*ENCODED, "r50k_base"])
+def test_no_piece_spans_a_cut_between_any_kinds_of_characters(name):
+    """Every text of up to four characters, one for each kind that the patterns tell apart."""
+    encoding = ENCODINGS[name]
+    split, cuts = regex.compile(encoding.split).findall, 0
+    for size in (2, 3, 4):
+        for text in map("".join, product(KINDS, repeat=size)):
+            for found in re.finditer(encoding.cut, text):
+                at = found.start()
+                cuts += 1
+                assert split(text[:at]) + split(text[at:]) == split(text), (text, at)
+    assert cuts > 10_000
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@given(data=st.data(), run=st.text("abst", min_size=1, max_size=400))
+def test_a_piece_merged_in_parts_has_the_tokens_of_the_whole(name, data, run):
+    """Parts of a few bytes, so that joints are tried, moved, and given up."""
+    ours = fresh(name)
+    expected = ours._merge(run.encode())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(merging, "LONG_PIECE", data.draw(st.integers(2, 40)))
+        patched.setattr(BytePairs, "rust", None)
+        assert list(ours._merge_in_parts(run.encode())) == expected
+
+
+def test_parts_joined_anywhere_would_be_wrong():
+    """The control: between two parts of their own, tokens of the whole are lost."""
+    ours = fresh("cl100k_base")
+    apart = ours._merge(b"interna") + ours._merge(b"tionalisation")
+    assert apart != ours._merge(b"internationalisation")
+
+
 def test_places_that_look_like_cuts_but_are_none():
     """Controls: a piece does span these."""
     ours = fresh("o200k_base")
@@ -131,7 +188,12 @@ def test_any_chunking_counts_as_the_whole(name, monkeypatch):
     monkeypatch.setattr("engine.text.cutting.BLOCK", 256)
     monkeypatch.setattr("engine.text.cutting.blocks.__defaults__", (256,))
     rnd = random.Random(3)
-    text = scalar("".join(t + rnd.choice([" and ", "\nThen ", ""]) for t in hostile(400, seed=5)))
+    text = scalar(
+        "".join(
+            t + rnd.choice([" and ", "\nThen ", "4Qz,0.5-7中文。好3", ""])
+            for t in hostile(400, seed=5)
+        )
+    )
     expected = len(reference(name).encode_ordinary(text))
     for width in (1, 7, 100, 5_000, len(text)):
         chunks = [text[i : i + width] for i in range(0, len(text), width)]

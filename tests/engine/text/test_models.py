@@ -74,6 +74,14 @@ def test_every_model_of_tiktoken_has_its_encoding(name):
         ("text-embedding-3-small", "cl100k_base", 8_192),
         ("text-embedding-ada-002", "cl100k_base", 8_192),
         ("cl100k_base", "cl100k_base", None),
+        ("openai:gpt-4o", "o200k_base", 128_000),
+        ("gpt-41-mini", "o200k_base", 1_047_576),  # as Azure spells it
+        ("ft:gpt-41:acme", "o200k_base", 1_047_576),
+        ("gpt-35-turbo-16k", "cl100k_base", 16_385),
+        ("gpt-4-1106-vision-preview", "cl100k_base", 128_000),
+        ("gpt-5.1-codex-max", "o200k_base", 400_000),
+        ("o3-pro-2025-06-10", "o200k_base", 200_000),
+        ("openai.gpt-oss-120b-1:0", "o200k_harmony", 131_072),
     ],
 )
 def test_names_of_openai(name, encoding, window):
@@ -92,6 +100,10 @@ def test_names_of_openai(name, encoding, window):
         ("claude-sonnet-5", CLAUDE_47),
         ("gemini-2.5-pro", GEMINI),
         ("google/gemini-2.0-flash-001", GEMINI),
+        ("us.anthropic.claude-sonnet-4-20250514-v1:0", CLAUDE_3),
+        ("claude-4-sonnet", CLAUDE_3),
+        ("claude-3-5-sonnet@20240620", CLAUDE_3),
+        ("google-vertex:gemini-2.5-flash-lite", GEMINI),
     ],
 )
 def test_hosted_models_are_estimates(name, estimate):
@@ -113,6 +125,46 @@ def test_unknown_names_get_the_nearest(name, hint):
         resolve(name)
     with pytest.raises(RecipeError, match="is not a model"):
         resolve("")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt-4.9",
+        "gpt-4oops",
+        "gpt-4-o",
+        "gpt-4-foo",
+        "gpt-4-mini",
+        "gpt-5000",
+        "gpt-50",
+        "gpt-5x",
+        "gpt-5.",
+        "o3pro",
+        "o1x",
+        "o10",
+        "o33",
+        "gpt-4-1",
+        "gpt-4_1",
+        "gpt-4.10",
+        "gpt-4omni",
+        "checkpoints/gpt-4",
+        "claude-sonet",
+        "claude-99",
+        "gemini-99",
+    ],
+)
+def test_a_name_that_only_begins_like_a_known_one_is_not_known(name):
+    """They were counted with the tokenizer of the shorter name, and called exact."""
+    with pytest.raises(RecipeError, match="is not a model .* did you mean"):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt-6-sol", "gpt-audio", "codex-mini-latest", "claude-1", "grok-4"]
+)
+def test_models_of_which_nothing_is_known_say_so(name):
+    with pytest.raises(RecipeError, match=f"{name}: which tokenizer it uses is not known"):
+        resolve(name)
 
 
 def test_known_names_resolve_to_themselves():

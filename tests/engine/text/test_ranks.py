@@ -3,13 +3,14 @@
 import base64
 import hashlib
 import random
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import CheckpointError
-from engine.text.ranks import build, keep, read_ranks
+from engine.text.ranks import HEADER, MAGIC, SIZES, build, keep, read_ranks
 
 TOKENS = [b"a", b"b", b"ab", b"\x00", b"\xff\xfe", b" the", b"abab"]
 
@@ -57,6 +58,25 @@ def test_any_damaged_byte_is_noticed():
     for cut in range(0, len(whole), 7):
         assert read_ranks(whole[:cut], digest) is None
     assert read_ranks(whole, "0" * 64) is None
+
+
+def test_sizes_that_cannot_be_are_noticed_though_the_checksum_is_right():
+    """A table without an empty slot was searched for ever."""
+    content = source(TOKENS)
+    whole, digest = build(content), hashlib.sha256(content).hexdigest()
+    slots = SIZES.unpack_from(whole, HEADER.size)[1]
+
+    def opened_with(body: bytes):
+        front = HEADER.pack(MAGIC, bytes.fromhex(digest), zlib.crc32(body))
+        return read_ranks(front + body, digest)
+
+    body = whole[HEADER.size :]
+    assert opened_with(body) is not None
+    for sizes in ((7, slots * 2), (7, 0), (10**6, slots), (0, 1), (2**32 - 1, 2**31)):
+        assert opened_with(SIZES.pack(*sizes) + body[SIZES.size :]) is None
+    full = b"\1\0\0\0" * slots
+    assert opened_with(body[: SIZES.size] + full + body[SIZES.size + len(full) :]) is None
+    assert opened_with(body + b"x") is None
 
 
 @pytest.mark.parametrize(

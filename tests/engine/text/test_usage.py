@@ -53,6 +53,7 @@ def test_the_same_numbers_mean_different_things_in_the_two_shapes():
     """The control: reading one shape by the rule of the other changes the input."""
     openai = {"input_tokens": 100, "input_tokens_details": {"cached_tokens": 60}}
     anthropic = {"input_tokens": 100, "cache_read_input_tokens": 60}
+    openai["output_tokens"] = anthropic["output_tokens"] = 0
     assert read_usage(openai).input == 100
     assert read_usage(anthropic).input == 160
 
@@ -122,7 +123,10 @@ def test_a_cache_that_could_be_inside_or_beside_is_refused():
 
 def test_deepseek_names_hits():
     usage = {"prompt_tokens": 9, "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 5}
+    usage["total_tokens"] = 9
     assert read_usage(usage) == Usage(uncached=5, cache_read=4)
+    with pytest.raises(DataError, match="misses"):
+        read_usage(usage | {"prompt_cache_miss_tokens": 6})
 
 
 def test_langchain_counts_inside_under_shorter_names():
@@ -150,15 +154,58 @@ def test_reasoning_beside_the_output_is_known_by_the_total():
 
 
 def test_what_is_not_text_at_the_standard_rate_is_named():
-    notes = read_usage(
-        {
-            "prompt_tokens": 10,
-            "prompt_tokens_details": {"audio_tokens": 4},
-            "server_tool_use": {"web_search_requests": 3},
-            "service_tier": "priority",
-        }
-    ).notes
-    assert [note.split()[0] for note in notes] == ["4", "3", "served"]
+    usage = {
+        "prompt_tokens": 10,
+        "completion_tokens": 0,
+        "prompt_tokens_details": {"audio_tokens": 4},
+        "server_tool_use": {"web_search_requests": 3},
+    }
+    assert [note.split()[0] for note in read_usage(usage).notes] == ["4", "3"]
+
+
+@pytest.mark.parametrize("place", ["beside", "inside"])
+def test_how_a_request_was_served_is_read(place):
+    """Regression: OpenAI says it beside the usage, and it was overlooked there."""
+
+    def served(word):
+        if place == "inside":
+            return read_usage(CHAT | {"service_tier": word}).served
+        return read_usage({"service_tier": word, "usage": CHAT}).served
+
+    assert [served(word) for word in ("flex", "batch", "default", "auto", None)] == [
+        "flex",
+        "batch",
+        "",
+        "",
+        "",
+    ]
+    with pytest.raises(DataError, match="service_tier"):
+        served(3)
+
+
+def test_what_is_missing_is_not_nought():
+    """Regression: a count that was null or not there was billed as 0."""
+    for usage in (
+        {"prompt_tokens": 5},
+        {"prompt_tokens": 5, "completion_tokens": None},
+        {"prompt_tokens": None, "completion_tokens": 5},
+        {"input_tokens": None, "output_tokens": 5, "cache_read_input_tokens": 3},
+    ):
+        with pytest.raises(DataError, match=r"log:3: .*missing or null"):
+            read_usage(usage, "log:3")
+    embedding = {"prompt_tokens": 8, "total_tokens": 8}
+    assert read_usage(embedding) == Usage(uncached=8), "the control: its total says that is all"
+
+
+def test_keys_that_stand_twice_are_refused():
+    with pytest.raises(DataError, match="'prompt_tokens' stands twice"):
+        read_usage('{"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens": 9}')
+
+
+def test_cache_writes_by_their_life_alone_lie_beside_the_input():
+    lives = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 10}
+    usage = read_usage({"input_tokens": 5, "cache_creation": lives, "output_tokens": 1})
+    assert usage == Usage(uncached=5, cache_write=40, cache_write_1h=10, output=1)
 
 
 @pytest.mark.parametrize(
