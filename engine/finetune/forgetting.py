@@ -7,7 +7,7 @@ Source: Efron & Tibshirani 1993, chapters 8 and 13 (bootstrap of paired data, pe
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,15 +67,13 @@ def take(
 
     Raises: DataError if it cannot be read or if nothing is left.
     """
-    sizes = [size for size, _ in _documents(corpus, keep, lambda number: 0)]
+    sizes = [size for size, _ in _documents(corpus, keep)]
     if not any(sizes):
         raise DataError(f"{corpus.name}: no text to score")
     every = math.ceil(len(sizes) * LEAST / max(LEAST, max_bytes))
     share = min(1.0, max_bytes / sum(sizes[::every]))
-
-    def wanted(number: int) -> int:
-        return 0 if number % every else max(LEAST, math.ceil(share * sizes[number]))
-
+    shares = (max(LEAST, math.ceil(share * size)) for size in sizes)
+    wanted = [0 if number % every else size for number, size in enumerate(shares)]
     texts = [text for _, text in _documents(corpus, keep, wanted) if text]
     tokens = [np.array(ids) for ids in tokenizer.encode_batch(texts) if ids]
     if len(tokens) >= FEWEST:
@@ -85,15 +83,16 @@ def take(
 
 
 def _documents(
-    corpus: Corpus, keep: Callable[[str], bool], wanted: Callable[[int], int]
+    corpus: Corpus, keep: Callable[[str], bool], wanted: Sequence[int] = ()
 ) -> Iterator[tuple[int, str]]:
     """Yield the characters of each document kept, and so many of its first as are `wanted`."""
     size, number, text = 0, 0, ""
     for piece in corpus.pieces():
         if not keep(piece.document):
             continue
-        text += piece.text[: max(0, wanted(number) - len(text))]
         size += len(piece.text)
+        if number < len(wanted):
+            text += piece.text[: max(0, wanted[number] - len(text))]
         if piece.end:
             yield size, text
             size, number, text = 0, number + 1, ""
