@@ -48,6 +48,16 @@ class Corpus:
         for name, path in self.files:
             yield from self.read(name, path)
 
+    def documents(self) -> Iterator[str]:
+        """Yield the text of every document that has any, whole."""
+        parts: list[str] = []
+        for piece in self.pieces():
+            parts.append(piece.text)
+            if piece.end:
+                if text := "".join(parts):
+                    yield text
+                parts = []
+
     def read(self, name: str, path: Path | None) -> Iterator[Piece]:
         """Yield the documents of one source: of the file at `path`, or of a text in memory."""
         if path is not None:
@@ -148,21 +158,21 @@ def walk(folder: Path) -> Iterator[Path]:
             yield from walk(entry)
 
 
-def stdlib() -> Corpus:
-    """Return the running interpreter's standard library, as source files.
+def stdlib(root: Path | None = None) -> Corpus:
+    """Return the running interpreter's standard library, or one at `root`, as source files.
 
     Raises: DataError if the interpreter came without them.
     """
-    root = Path(sysconfig.get_path("stdlib"))
+    folder = root or Path(sysconfig.get_path("stdlib"))
     files = [
-        (file.relative_to(root).as_posix(), file)
-        for file in sorted(root.rglob("*.py"))
-        if not STDLIB_WITHOUT & set(file.relative_to(root).parts)
+        (file.relative_to(folder).as_posix(), file)
+        for file in sorted(folder.rglob("*.py"))
+        if not STDLIB_WITHOUT & set(file.relative_to(folder).parts)
     ]
-    if len(files) < 100:
+    if len(files) < 100 and not root:
         raise DataError(
-            f"{root} holds {len(files)} Python files: this interpreter ships without its library's"
-            " source; give a folder of text as data.train"
+            f"{folder} holds {len(files)} Python files: this interpreter ships without its"
+            " library's source; give a folder of text as data.train"
         )
     return Corpus(name="stdlib", files=files)
 

@@ -21,6 +21,7 @@ from typing import IO, Any, cast
 from engine.config import DataConfig
 from engine.data.corpora import open_corpus, walk
 from engine.data.documents import open_parquet, read_text
+from engine.data.tasks import TASK_SOURCES
 from engine.errors import DataError
 
 CORPORA = ("stdlib", "pydoc")  # whose documents are rows too
@@ -85,7 +86,13 @@ def open_rows(source: str, *, piped: Path | None = None) -> dict[str, Rows]:
     Raises: DataError if there is nothing to read, or a file is empty, binary or unreadable.
     """
     if source in CORPORA:
-        return {"train": made_rows(source, lambda: _texts(source))}
+        corpus = open_corpus(source, DataConfig())
+        return {"train": made_rows(source, lambda: ({"text": text} for text in corpus.documents()))}
+    if source in TASK_SOURCES:
+        return {
+            side: made_rows(f"{source}, {side}", make)
+            for side, make in TASK_SOURCES[source].items()
+        }
     if source == "-":
         assert piped is not None
         return {"train": _rows("standard input", [("stdin", piped)])}
@@ -104,17 +111,6 @@ def open_rows(source: str, *, piped: Path | None = None) -> dict[str, Rows]:
     if not files:
         raise DataError(f"{source}: no such file, folder or pattern")
     return {"train": _rows(source, files)}
-
-
-def _texts(corpus: str) -> Iterator[dict[str, str]]:
-    """Yield the documents of a named corpus as rows of text."""
-    text = ""
-    for piece in open_corpus(corpus, DataConfig()).pieces():
-        text += piece.text
-        if piece.end:
-            if text:
-                yield {"text": text}
-            text = ""
 
 
 def _open_folder(source: str, folder: Path) -> dict[str, Rows]:

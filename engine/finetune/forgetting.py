@@ -67,16 +67,13 @@ def take(
 
     Raises: DataError if it cannot be read or if nothing is left.
     """
-    sizes = [size for size, _ in _documents(corpus, keep, lambda number: 0)]
+    sizes = [size for size, _ in _documents(corpus, keep)]
     if not any(sizes):
         raise DataError(f"{corpus.name}: no text to score")
     every = math.ceil(len(sizes) * LEAST / max(LEAST, max_bytes))
     share = min(1.0, max_bytes / sum(sizes[::every]))
-
-    def wanted(number: int) -> int:
-        """Tell how much of a document is taken."""
-        return 0 if number % every else max(LEAST, math.ceil(share * sizes[number]))
-
+    shares = (max(LEAST, math.ceil(share * size)) for size in sizes)
+    wanted = [0 if number % every else size for number, size in enumerate(shares)]
     texts = [text for _, text in _documents(corpus, keep, wanted) if text]
     tokens = [np.array(ids) for ids in tokenizer.encode_batch(texts) if ids]
     return _cut(corpus.name, tokens, context)
@@ -107,15 +104,16 @@ def _cut(name: str, tokens: list[np.ndarray], context: int) -> Text:
 
 
 def _documents(
-    corpus: Corpus, keep: Callable[[str], bool], wanted: Callable[[int], int]
+    corpus: Corpus, keep: Callable[[str], bool], wanted: Sequence[int] = ()
 ) -> Iterator[tuple[int, str]]:
     """Yield the characters of each document kept, and so many of its first as are `wanted`."""
     size, number, text = 0, 0, ""
     for piece in corpus.pieces():
         if not keep(piece.document):
             continue
-        text += piece.text[: max(0, wanted(number) - len(text))]
         size += len(piece.text)
+        if number < len(wanted):
+            text += piece.text[: max(0, wanted[number] - len(text))]
         if piece.end:
             yield size, text
             size, number, text = 0, number + 1, ""
