@@ -264,7 +264,7 @@ def machine_lines(prepared: Prepared) -> list[str]:
         f"model  {count(prepared.parameters)} parameters:"
         f" {model.n_layers} layers × {model.d_model},"
         f" {model.n_heads} heads, vocabulary {model.vocab_size:,}",
-        f"on     {machine['device']} {machine['dtype']}, {machine['threads']} threads,"
+        f"on     {machine['device']} {machine['dtype']}, {_hands(machine)},"
         f" matmul peak {prepared.peak_flops / 1e12:.2f} TFLOP/s measured",
     ]
     if prepared.start:
@@ -272,6 +272,14 @@ def machine_lines(prepared: Prepared) -> list[str]:
     if prepared.changed:
         lines.append(f"note   no longer bit for bit: {'; '.join(prepared.changed)}")
     return lines
+
+
+def _hands(machine: dict[str, str]) -> str:
+    """Say how many work at once."""
+    threads, processes = int(machine["threads"]), int(machine["processes"])
+    each = max(1, threads // processes)
+    hands = f"{each} thread{'s' * (each > 1)}"
+    return hands if processes == 1 else f"{processes} processes × {hands}"
 
 
 def written(prepared: Prepared, prompt: str | list[int], most: int = 40) -> str:

@@ -53,17 +53,20 @@ def train_bytes(
     trained: int | None = None,
     frozen_bytes: int = 0,
     recompute: bool = False,
+    processes: int = 1,
 ) -> int:
     """Estimate the least memory that training takes, with `rows` × `length` tokens at a time.
 
     Four fp32 numbers per trained parameter (weight, gradient, two moments; None trains all), and
     what a block keeps for its backward pass: some 16 vectors of width D and 4 of width F per token,
-    or only its input if it computes the rest again.
+    or only its input if it computes the rest again. Each process more has a gradient and keeps as
+    much.
     """
-    states = 16 * (sum(parameters(config).values()) if trained is None else trained)
+    trained = sum(parameters(config).values()) if trained is None else trained
+    states = 16 * trained + 4 * trained * (processes - 1)
     block = 16 * config.d_model + 4 * config.d_ff
     kept = block + config.n_layers * config.d_model if recompute else config.n_layers * block
-    return states + frozen_bytes + 4 * kept * rows * length
+    return states + frozen_bytes + 4 * kept * rows * length * processes
 
 
 def kv_bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:

@@ -181,6 +181,11 @@ def _cross_check(recipe: Recipe) -> None:
             f"train.batch_size={recipe.train.batch_size} is not a multiple of train.accumulate="
             f"{recipe.train.accumulate}"
         )
+    if recipe.train.processes > recipe.train.accumulate:
+        problems.append(
+            f"train.processes={recipe.train.processes} share the parts of a batch, and"
+            f" train.accumulate={recipe.train.accumulate} makes fewer; raise it"
+        )
     if "/" in recipe.run.name or recipe.run.name in (".", ".."):
         problems.append(f"run.name={recipe.run.name!r} is not a plain name; use -o for a folder")
     if recipe.data.valid == "-":

@@ -9,6 +9,7 @@ arrow: `engine/model/transformer.py`.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,20 @@ class WindowBatches:
         self.tokens, self.seq_len, self.batch_size, self.seed = tokens, seq_len, batch_size, seed
         self.parts = parts
         self._order: tuple[int, int, np.ndarray] | None = None  # only a memory of the last epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to another process without the tokens, if they are in a file."""
+        state = vars(self) | {"_order": None}
+        if isinstance(self.tokens, np.memmap):
+            state["tokens"] = (self.tokens.filename, self.tokens.dtype)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process, and map the file there."""
+        vars(self).update(state)
+        if isinstance(self.tokens, tuple):
+            file, dtype = self.tokens
+            self.tokens = np.memmap(file, dtype=dtype, mode="r")
 
     def epoch(self, number: int) -> tuple[int, np.ndarray]:
         """Return the offset of an epoch's windows and the order in which they are visited."""

@@ -8,12 +8,13 @@ Sources: Ouyang et al. 2022, arXiv:2203.02155, section 3.5 (supervised finetunin
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from engine.config import Recipe
 from engine.data.batches import Batch, SampleBatches, WindowBatches, digest, end_to_end
@@ -22,9 +23,26 @@ from engine.finetune.prepare import Tuning, replay_rows
 from engine.model.transformer import Transformer
 from engine.text.tokenizer import Tokenizer
 from engine.train.evaluate import Score
+from engine.train.gradient import Batches, Loss
 from engine.train.loss import next_token_loss
 
 SCORED = 4096  # tokens scored at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Packs of samples, and windows of the replayed text after them."""
+
+    packs: SampleBatches
+    windows: WindowBatches | None
+
+    def __call__(self, step: int) -> Sequence[Batch]:
+        """Return the parts of batch `step`."""
+        return self.packs(step) + (self.windows(step) if self.windows else [])
+
+    def longest(self) -> Sequence[Batch]:
+        """Return a batch than which none takes more memory."""
+        return self.packs.longest() + (self.windows(0) if self.windows else [])
 
 
 class Finetuning:
@@ -45,11 +63,16 @@ class Finetuning:
             packing=recipe.data.packing,
         )
         self.replayed = replay_rows(recipe, [self.packs.size(chosen) for chosen in self.packs.bins])
-        self._replay = None
+        windows = None
         if self.replayed and tuning.own_text:
             tokens = tuning.own_text.tokens("train")
             length, seed = recipe.data.seq_len, recipe.run.seed
-            self._replay = WindowBatches(tokens, length, self.replayed, seed, train.accumulate)
+            windows = WindowBatches(tokens, length, self.replayed, seed, train.accumulate)
+        self.mixture = Mixture(self.packs, windows)
+        self.batches: Batches = self.mixture
+        self.loss: Loss = partial(
+            next_token_loss, chunk=train.loss_chunk, recompute=train.recompute
+        )
         self._piece_bytes = np.array([len(piece) for piece in tokenizer.pieces])
         self._piece_bytes[list(tokenizer.special)] = 0  # a control token stands for no text
 
@@ -57,22 +80,9 @@ class Finetuning:
     def digest(self) -> str:
         """A fingerprint of rows, base and replayed text."""
         tuning = self.tuning
-        text = tuning.own_text.digest if self._replay and tuning.own_text else ""
+        text = tuning.own_text.digest if self.replayed and tuning.own_text else ""
         parts = (digest(tuning.train.samples), digest(tuning.valid.samples), self.weights, text)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-    def batches(self, step: int) -> Sequence[Batch]:
-        """Return packs of samples, and windows of the replayed text after them."""
-        return self.packs(step) + (self._replay(step) if self._replay else [])
-
-    def longest(self) -> Sequence[Batch]:
-        """Return a batch than which none takes more memory."""
-        return self.packs.longest() + (self._replay(0) if self._replay else [])
-
-    def loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the surprise at every token that is learned."""
-        train = self.recipe.train
-        return next_token_loss(model, batch, train.loss_chunk, train.recompute)
 
     def evaluate(self, model: Transformer) -> Score:
         """Score some of the held-out rows, evenly chosen."""

@@ -42,6 +42,7 @@ from engine.train.evaluate import documents
 from engine.train.optim import Optimizers
 from engine.train.prepare import Doing, SavedRun, open_folder
 from engine.train.run import Event, Finished, Job, go
+from engine.train.team import check_processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,7 @@ def run(
     keep_heap()
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
+    check_processes(recipe, device)
     if not recipe.train.base:
         raise RecipeError("which model is to be finetuned? Give -m NAME, or train.base=NAME")
     base = find(recipe.train.base, checkpoints).resolve()
@@ -166,6 +168,7 @@ def _build(
             trained=trained,
             frozen_bytes=frozen,
             recompute=train.recompute,
+            processes=train.processes,
         ),
         device,
         "finetuning this model",
@@ -182,7 +185,7 @@ def _probe(model: Transformer, objective: Finetuning) -> Probed:
     tokens = 0
     model.train()
     try:
-        for part in objective.longest():
+        for part in objective.mixture.longest():
             loss, _ = objective.loss(model, part.to(model.embed_tokens.weight.device))
             loss.backward()
             tokens = max(tokens, part.tokens_BT.numel())

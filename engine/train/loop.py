@@ -1,27 +1,24 @@
 """The training loop, the only one: an objective is this loop with its own batches and loss.
 
-It yields a `TrainStep` after each update and does nothing else: evaluating, saving and sampling are
+Their gradient comes from `engine/train/gradient.py`, whole or from several processes. The loop
+yields a `TrainStep` after each update and does nothing else: evaluating, saving and sampling are
 done by whoever iterates, between two steps.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from engine.config import TrainConfig
-from engine.data.batches import Batch
 from engine.errors import DivergenceError
 from engine.hardware import synchronize
 from engine.model.transformer import Transformer
+from engine.train.gradient import Sums
 from engine.train.optim import Optimizers
 from engine.train.schedule import lr_factor
-
-Loss = Callable[[Transformer, Batch], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,20 +37,18 @@ class TrainStep:
 def train(
     model: Transformer,
     optimizer: Optimizers,
-    batches: Callable[[int], Sequence[Batch]],
-    loss: Loss,
+    gradient: Callable[[int], Sums],
     config: TrainConfig,
     *,
-    seed: int,
     start: int,
     steps: Callable[[int], int],
-    precision: Callable[[], AbstractContextManager],
 ) -> Iterator[TrainStep]:
     """Train from update `start` until `steps(step)` updates are done, yielding after each.
 
-    `batches(k)` is the batch of update k, in parts, and dropout is seeded by (seed, k), so a run
-    continued at `start` is the run that never stopped. `steps` may grow known while running: a time
-    budget is turned into a number of steps after some of them were measured.
+    `gradient(k)` adds the gradient of batch k, summed over targets, to that on the parameters. It
+    depends on k and the weights alone, so a run continued at `start` is the run that never stopped.
+    `steps` may grow known while running: a time budget is turned into a number of steps after some
+    of them were measured.
 
     Raises: DivergenceError before an update whose loss or gradient is not finite.
     """
@@ -62,23 +57,12 @@ def train(
     step = start
     while step < steps(step):
         began = time.perf_counter()
-        model.train()
-        parts = batches(step)
-        torch.manual_seed(hash_seed(seed, step))  # dropout is the only thing that draws from it
-
-        total = torch.zeros((), device=device)
-        count = torch.zeros((), dtype=torch.long, device=device)
-        for part in parts:
-            with precision():
-                part_sum, part_count = loss(model, part.to(device))
-            part_sum.backward()
-            total += part_sum.detach()
-            count += part_count
+        sums = gradient(step)
         gradients = [p.grad for p in parameters if p.grad is not None]
         # One division for the whole batch: every token weighs the same, however it was split.
-        torch._foreach_div_(gradients, max(1, count.item()))
+        torch._foreach_div_(gradients, max(1, sums.targets))
 
-        mean = total.item() / max(1, count.item())
+        mean = sums.nats / max(1, sums.targets)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
         if not math.isfinite(mean) or not math.isfinite(norm):
             raise DivergenceError(
@@ -99,15 +83,7 @@ def train(
             loss=mean,
             lr=factor,
             grad_norm=norm,
-            tokens=int(count),
-            seen=sum(part.tokens_BT.numel() for part in parts),
+            tokens=sums.targets,
+            seen=sums.tokens,
             seconds=time.perf_counter() - began,
         )
-
-
-def hash_seed(seed: int, step: int) -> int:
-    """Mix a run's seed with a step into a seed of its own (splitmix64, Steele et al. 2014)."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step + 1) & 0xFFFFFFFFFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return (mixed ^ (mixed >> 31)) >> 1

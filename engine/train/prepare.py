@@ -131,7 +131,7 @@ def _differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, A
         key, old, new = f"{prefix}{field.name}", getattr(a, field.name), getattr(b, field.name)
         if dataclasses.is_dataclass(old):
             yield from _differences(old, new, f"{key}.")
-        elif old != new and key != "run.name":
+        elif old != new and key not in ("run.name", "train.processes"):
             yield key, old, new
 
 
@@ -178,8 +178,13 @@ def build_model(
 ) -> tuple[Transformer, Optimizers]:
     """Make the model and its optimizer: new from the seed, or exactly as they were saved."""
     rows = recipe.train.batch_size // recipe.train.accumulate
-    recompute = recipe.train.recompute
-    needed = train_bytes(recipe.model, rows, recipe.data.seq_len, recompute=recompute)
+    needed = train_bytes(
+        recipe.model,
+        rows,
+        recipe.data.seq_len,
+        recompute=recipe.train.recompute,
+        processes=recipe.train.processes,
+    )
     check_memory(needed, device, "training this model")
     if not saved:
         model = Transformer(recipe.model, recipe.train.dropout)

@@ -5,19 +5,20 @@ From here the run goes on in `engine/train/run.py`; what comes before the first 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from torch import Tensor
 
 from engine.config import Recipe
-from engine.data.batches import Batch, WindowBatches
+from engine.data.batches import WindowBatches
 from engine.hardware import keep_heap, pick_device, pick_dtype, use_threads
 from engine.model.transformer import Transformer
 from engine.runs import hold
 from engine.train.evaluate import Score, score
+from engine.train.gradient import Batches, Loss
 from engine.train.loss import next_token_loss
 from engine.train.prepare import (
     Data,
@@ -28,6 +29,7 @@ from engine.train.prepare import (
     prepare_data,
 )
 from engine.train.run import Event, Job, go
+from engine.train.team import check_processes
 
 
 def run(
@@ -51,6 +53,7 @@ def run(
     keep_heap()
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
+    check_processes(recipe, device)
     with hold(folder):
         saved = open_folder(recipe, folder, resume, force)
         data = yield from prepare_data(recipe, folder, cache, stdin)
@@ -81,22 +84,17 @@ class Pretraining:
         self.digest = data.shards.digest
         self.context = recipe.eval.seq_len or recipe.data.seq_len
         self.valid: np.ndarray = data.shards.tokens("valid")
-        self._windows = WindowBatches(
+        train = recipe.train
+        self.batches: Batches = WindowBatches(
             data.shards.tokens("train"),
             recipe.data.seq_len,
-            recipe.train.batch_size,
+            train.batch_size,
             recipe.run.seed,
-            recipe.train.accumulate,
+            train.accumulate,
         )
-
-    def batches(self, step: int) -> Sequence[Batch]:
-        """Return random windows of the text."""
-        return self._windows(step)
-
-    def loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the surprise at every token."""
-        train = self.recipe.train
-        return next_token_loss(model, batch, train.loss_chunk, train.recompute)
+        self.loss: Loss = partial(
+            next_token_loss, chunk=train.loss_chunk, recompute=train.recompute
+        )
 
     def evaluate(self, model: Transformer) -> Score:
         """Score the beginning of every held-out document."""

@@ -9,7 +9,8 @@ line shows them; nothing here prints.
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,25 +18,25 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from engine import checkpoint
 from engine.config import Recipe
 from engine.cost import parameters, train_flops
-from engine.data.batches import Batch
 from engine.data.pack import PackProgress
 from engine.errors import DivergenceError, RecipeError
-from engine.hardware import autocast, matmul_peak, peak_memory
+from engine.hardware import matmul_peak, peak_memory
 from engine.manifest import read_json
 from engine.model.transformer import Transformer
 from engine.recipe import dump, duration
 from engine.text.tokenizer import Tokenizer
 from engine.train.evaluate import Score
+from engine.train.gradient import Batches, Loss, Share, Sums
 from engine.train.log import MetricsLog
 from engine.train.loop import TrainStep, train
 from engine.train.optim import Optimizers
 from engine.train.plan import Plan, Planner
 from engine.train.prepare import Doing, SavedRun
+from engine.train.team import Team
 
 EVALUATIONS = 5  # in a run, unless eval.every says otherwise
 
@@ -48,12 +49,14 @@ class Objective(Protocol):
         """A fingerprint of everything it learns from; a resumed run must find the same."""
         ...
 
-    def batches(self, step: int) -> Sequence[Batch]:
-        """Return the parts of a batch."""
+    @property
+    def batches(self) -> Batches:
+        """Returns the parts of batch k; can be pickled, to be called in several processes."""
         ...
 
-    def loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return (sum of nats, count of targets) of one part."""
+    @property
+    def loss(self) -> Loss:
+        """Returns (sum of nats, count of targets) of one part; can be pickled too."""
         ...
 
     def evaluate(self, model: Transformer) -> Score:
@@ -98,7 +101,7 @@ class Prepared:
     tokenizer: Tokenizer
     objective: Objective
     start: int  # first step of this process; 0 unless resumed
-    machine: dict[str, str]  # device, dtype, threads, versions: what exactness depends on
+    machine: dict[str, str]  # device, threads, processes, versions: what exactness depends on
     changed: list[str]  # in which of these a resumed run differs from before
     parameters: int
     flops_per_token: int
@@ -166,7 +169,7 @@ def go(job: Job, stop: Callable[[], bool]) -> Iterator[Event]:
             " anew"
         )
     machine = {"device": str(job.device), "dtype": str(job.dtype).removeprefix("torch.")}
-    machine |= {"threads": str(job.threads)} | versions()
+    machine |= {"threads": str(job.threads), "processes": str(recipe.train.processes)} | versions()
     before = saved.state["machine"] if saved else machine
     prepared = Prepared(
         recipe=recipe,
@@ -183,15 +186,27 @@ def go(job: Job, stop: Callable[[], bool]) -> Iterator[Event]:
         flops_per_token=train_flops(recipe.model, recipe.data.seq_len),
         peak_flops=matmul_peak(job.device, job.dtype),
     )
-    yield prepared
-    yield from _Run(job, prepared).go(stop)
+    share = Share(
+        model=job.model,
+        batches=job.objective.batches,
+        loss=job.objective.loss,
+        seed=recipe.run.seed,
+        dtype=job.dtype,
+    )
+    team = nullcontext(share)
+    if recipe.train.processes > 1:
+        yield Doing(what=f"starting {recipe.train.processes} processes")
+        team = Team(share, recipe.train.processes, job.threads)
+    with team as gradient:
+        yield prepared
+        yield from _Run(job, prepared, gradient).go(stop)
 
 
 class _Run:
     """Steps, evaluations and saves, in a fixed order."""
 
-    def __init__(self, job: Job, prepared: Prepared) -> None:
-        self.job, self.machine = job, prepared.machine
+    def __init__(self, job: Job, prepared: Prepared, gradient: Callable[[int], Sums]) -> None:
+        self.job, self.machine, self.gradient = job, prepared.machine, gradient
         self.recipe, self.folder, self.model = job.recipe, job.folder, job.model
         self.objective = job.objective
         state = job.saved.state if job.saved else {}
@@ -215,13 +230,10 @@ class _Run:
         steps = train(
             self.model,
             job.optimizer,
-            self.objective.batches,
-            self.objective.loss,
+            self.gradient,
             recipe.train,
-            seed=recipe.run.seed,
             start=self.step,
             steps=self.planner.steps,
-            precision=lambda: autocast(job.device, job.dtype),
         )
         begun = self.step if job.saved else -1
         self.log = MetricsLog(self.folder / "metrics.jsonl", begun)

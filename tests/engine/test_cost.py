@@ -212,6 +212,15 @@ def test_attention_flops_equal_the_visible_pairs(window, full_every, window_from
     assert attention == pytest.approx(4 * 4 * 10 * seen, rel=0.02)
 
 
+def test_each_process_more_takes_a_gradient_and_what_its_part_keeps():
+    config = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_ff=12, qk_norm="none")
+    weights = 4 * 8 * 8 + 3 * 8 * 12 + 2 * 10 * 8 + 3 * 8
+    kept = (16 * 8 + 4 * 12) * 3 * 5
+    for processes in (1, 2, 4):
+        needed = cost.train_bytes(config, 3, 5, processes=processes)
+        assert needed == 4 * (4 * weights + (processes - 1) * weights + processes * kept)
+
+
 def test_flops_by_hand():
     """Six FLOPs a weight and token in training; the embedding is a look-up and costs none."""
     config = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_ff=12, qk_norm="none")

@@ -64,6 +64,7 @@ def test_every_problem_is_reported_at_once_with_its_place():
         ("model: {n_heads: 4, n_kv_heads: 3}", "not a multiple"),
         ("model: {max_seq_len: 64}\ndata: {seq_len: 65}", "beyond model.max_seq_len=64"),
         ("train: {batch_size: 6, accumulate: 4}", "not a multiple of train.accumulate"),
+        ("train: {accumulate: 2, processes: 3}", "train.accumulate=2 makes fewer; raise it"),
         ("train: {budget: soon}", "train.budget='soon' is not a time"),
         ("eval: {save_every: 0}", "eval.save_every='0' is not a time"),
         ("run: {name: ../x}", "not a plain name"),

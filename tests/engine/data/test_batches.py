@@ -1,5 +1,7 @@
 """Batches: pure functions of (seed, number) that visit every window, or sample, once an epoch."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,19 @@ def test_high_token_ids_keep_their_value_from_a_file(tmp_path, dtype, highest):
     mapped = np.memmap(tmp_path / "train.bin", dtype=dtype, mode="r")
     batch = batches(mapped)(0)
     assert (batch.tokens_BT == highest).all() and (batch.targets_BT == highest).all()
+
+
+def test_batches_travel_without_the_tokens_that_are_in_a_file(tmp_path):
+    """To another process, which maps the file again; an array in memory has to be sent."""
+    tokens = np.random.default_rng(0).integers(0, 60_000, 100_000).astype(np.uint16)
+    tokens.tofile(tmp_path / "train.bin")
+    mapped = np.memmap(tmp_path / "train.bin", dtype=np.uint16, mode="r")
+    for source, most in ((mapped, 1000), (tokens, 201_000)):
+        serve = WindowBatches(source, SEQ_LEN, 4, 0)
+        expected = serve(7)[0].tokens_BT  # which leaves an epoch's order in memory
+        sent = pickle.dumps(serve)
+        assert len(sent) < most
+        assert torch.equal(pickle.loads(sent)(7)[0].tokens_BT, expected)
 
 
 def sample(ids, learned=None):
