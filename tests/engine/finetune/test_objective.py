@@ -79,7 +79,7 @@ def test_the_digest_knows_everything_that_is_learned(tmp_path, tokenizer, what):
 
 def test_the_longest_batch_is_the_longest(tmp_path, tokenizer):
     objective = make(tmp_path, tokenizer, SAMPLES, SAMPLES, data={"seq_len": 24})
-    longest = sum(part.tokens_BT.numel() for part in objective.longest())
+    longest = sum(part.tokens_BT.numel() for part in objective.mixture.longest())
     steps = range(len(objective.packs.bins) // 2)  # of one epoch: at its border a pack may repeat
     sizes = [sum(part.tokens_BT.numel() for part in objective.batches(step)) for step in steps]
     assert len(sizes) > 1 and longest >= max(sizes)
