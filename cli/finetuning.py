@@ -15,6 +15,7 @@ from engine.train.run import Evaluated, Finished, Prepared
 
 FEW = 0.05  # so small a share of learned tokens is rarely meant
 SHOWN = 60  # characters of a sample
+SIDES = {"valid": "rows held out", "test": "kinds of question that were never trained"}
 
 
 class FinetuningStory:
@@ -92,7 +93,11 @@ class FinetuningStory:
                 "seconds": finished.seconds,
                 "loss": finished.score.loss,
                 "base_loss": first.loss if first else None,
-                "answers": [_task(a, b) for a, b in _pairs(compared)],
+                "answers": [
+                    {"side": asked.side, **_task(before, after)}
+                    for asked in compared.answers
+                    for before, after in zip(asked.before, asked.after, strict=True)
+                ],
                 "texts": [dataclasses.asdict(text) for text in compared.texts],
                 "peak_memory": finished.peak_memory,
             }
@@ -163,10 +168,6 @@ def _short(text: str, end: bool = False) -> str:
     return line[-SHOWN:] if end else line[:SHOWN]
 
 
-def _pairs(compared: Compared) -> list[tuple[TaskScore, TaskScore]]:
-    return list(zip(compared.before, compared.after, strict=True))
-
-
 def _task(before: TaskScore, after: TaskScore) -> dict[str, Any]:
     """Return one line of the answers as JSON."""
     low, high = after.interval
@@ -183,20 +184,19 @@ def _task(before: TaskScore, after: TaskScore) -> dict[str, Any]:
 
 def _answer_lines(compared: Compared) -> list[str]:
     """Lay out how many held-out questions were answered word for word."""
-    if not compared.after:
+    if not compared.answers:
         return []
-    width = max(len(score.task) for score in compared.after)
-    lines = [
-        "held-out questions answered word for word (95 % interval; usual: always the answer most"
-        " frequent in training)",
-        f"  {'':{width}}     n  before   after               usual",
-    ]
-    for before, after in _pairs(compared):
-        low, high = after.interval
-        lines.append(
-            f"  {after.task:{width}} {after.n:5}  {before.share:6.1%}  {after.share:6.1%}"
-            f"  {low:5.1%}–{high:6.1%}  {after.usual / after.n:6.1%}"
-        )
+    width = max(len(score.task) for asked in compared.answers for score in asked.after)
+    lines = ["answered word for word (95 % interval; usual: the answer most frequent in training)"]
+    for asked in compared.answers:
+        lines.append(f"  {SIDES[asked.side]}")
+        lines.append(f"    {'':{width}}     n  before   after               usual")
+        for before, after in zip(asked.before, asked.after, strict=True):
+            low, high = after.interval
+            lines.append(
+                f"    {after.task:{width}} {after.n:5}  {before.share:6.1%}  {after.share:6.1%}"
+                f"  {low:5.1%}–{high:6.1%}  {after.usual / after.n:6.1%}"
+            )
     return lines
 
 

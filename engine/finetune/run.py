@@ -54,11 +54,19 @@ class Probed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """How the questions of one side were answered: task by task, and last of all in all."""
+
+    side: str  # valid: rows held out; test: kinds of question that are never trained
+    before: list[TaskScore]
+    after: list[TaskScore]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
     """The delivered model beside its base: what each answers, and other texts before and after."""
 
-    before: list[TaskScore]  # both empty if no questions were asked
-    after: list[TaskScore]
+    answers: list[Answered]  # empty if no questions were asked
     texts: list[Forgetting]
 
 
@@ -206,32 +214,32 @@ def _compare(job: Job, objective: Finetuning, tuned: Transformer) -> Iterator[Do
     tuning, tokenizer = objective.tuning, job.tokenizer
     yield Doing(what="comparing with the base")
     base, _ = checkpoint.load_model(objective.base, job.device)
-    asked = questions(tuning, tokenizer, job.recipe.eval.answers)
     usual = usual_answers(_rows(tuning.train, tokenizer))
-    scores = [
-        tally(answer(model, tokenizer, asked), usual) if asked else [] for model in (base, tuned)
-    ]
+    answers = []
+    for name, side in (("valid", tuning.valid), ("test", tuning.test)):
+        if side and (asked := questions(side, tuning.format, tokenizer, job.recipe.eval.answers)):
+            scores = [tally(answer(model, tokenizer, asked), usual) for model in (base, tuned)]
+            answers.append(Answered(side=name, before=scores[0], after=scores[1]))
     context = job.recipe.eval.seq_len or job.recipe.data.seq_len
     found = []
     for text in texts(job.recipe, tuning, tokenizer, context):
         sides = [measure(model, tokenizer, text, context) for model in (base, tuned)]
         found.append(compare(text, *sides, seed=job.recipe.run.seed))
-    yield Compared(before=scores[0], after=scores[1], texts=found)
+    yield Compared(answers=answers, texts=found)
 
 
-def questions(tuning: Tuning, tokenizer: Tokenizer, most: int) -> list[Question]:
-    """Choose held-out rows, evenly, to be answered word for word; `most` of each side."""
+def questions(side: Side, format: str, tokenizer: Tokenizer, most: int) -> list[Question]:
+    """Choose rows, evenly, `most` at the most, to be answered word for word."""
+    asked = [sample for sample in side.samples if _is_question(sample)] if most else []
     chosen = []
-    for side in (tuning.valid, tuning.test):
-        if side and most:
-            asked = [sample for sample in side.samples if _is_question(sample)]
-            for sample in asked[:: max(1, len(asked) // most)][:most]:
-                start = int(sample.learned.argmax())
-                task = side.tasks.get(sample.where, tuning.format)
-                expected = _answer(sample, tokenizer)
-                chosen.append(
-                    Question(task=task, ids=sample.ids[:start].tolist(), expected=expected)
-                )
+    for sample in asked[:: max(1, len(asked) // max(1, most))][:most]:
+        chosen.append(
+            Question(
+                task=side.tasks.get(sample.where, format),
+                ids=sample.ids[: int(sample.learned.argmax())].tolist(),
+                expected=_answer(sample, tokenizer),
+            )
+        )
     return chosen
 
 

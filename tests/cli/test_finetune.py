@@ -37,7 +37,7 @@ def test_it_says_what_is_learned_and_what_was_forgotten(run, base, data):
         "at the longest batch",
         "step 0 · held-out: loss",
         "step 6 · held-out: loss",
-        "held-out questions answered word for word",
+        "answered word for word",
         "what the base learned, held out",
         "before",
     ):

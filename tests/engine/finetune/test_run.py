@@ -134,7 +134,8 @@ def test_the_base_is_not_touched_and_the_tuned_model_answers(tmp_path, tune, bas
     events = tune("run", *few, f"data.valid={tmp_path / 'rows.jsonl'}", "data.chat=plain")
     assert (base / "model.safetensors").read_bytes() == before
     (compared,) = pick(Compared, events)
-    everything = compared.before[-1], compared.after[-1]
+    (asked,) = compared.answers
+    everything = asked.before[-1], asked.after[-1]
     assert everything[0].right == 0 and everything[1].share > 0.9
     scores = pick(Evaluated, events)
     assert scores[0].step == 0 and scores[-1].score.loss < 0.1 < scores[0].score.loss
