@@ -47,7 +47,11 @@ class FinetuningStory:
         lines = [f"base   {recipe.train.base}", *_row_lines(objective)]
         if objective.replayed:
             source = recipe.data.replay or "what the base learned"
-            lines.append(f"replay {objective.replayed} windows of {source} in each batch")
+            share = objective.replayed * recipe.data.seq_len
+            share /= share + recipe.train.batch_size * objective.mean_pack
+            lines.append(
+                f"replay {objective.replayed} windows of {source} in each batch, {share:.0%} of it"
+            )
         trained = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
         lora = recipe.train.lora
         if lora.rank:
@@ -66,6 +70,8 @@ class FinetuningStory:
         """Answer the first held-out row, as the base did and as the model does now."""
         prepared = progress.prepared
         assert prepared
+        if prompt := prepared.recipe.eval.prompt:
+            return prompt + _short(written(prepared, prompt))
         asked = next(filter(_is_asked, _objective(prepared).tuning.valid.samples), None)
         if asked is None:
             return ""
@@ -106,10 +112,12 @@ class FinetuningStory:
             emit(str(best))
         if quiet:
             return
+        packs = len(_objective(prepared).packs.bins)
+        epochs = finished.step * prepared.recipe.train.batch_size / packs
         say("")
         say(
-            f"finetuned for {finished.step} steps on {finished.tokens:,} tokens in"
-            f" {clock(finished.seconds)}, peak memory {size(finished.peak_memory)}"
+            f"finetuned for {finished.step} steps, {epochs:.1f} epochs, on {finished.tokens:,}"
+            f" tokens in {clock(finished.seconds)}, peak memory {size(finished.peak_memory)}"
         )
         which = "" if finished.best_step == finished.step else f" (best step {finished.best_step})"
         before = f"{first.loss:.4f} before, " if first else ""
@@ -121,8 +129,9 @@ class FinetuningStory:
         folder = finished.folder
         name = folder.name if folder.parent.name == "checkpoints" else folder
         adapter = bool(prepared.recipe.train.lora.rank)
+        talks = prepared.tokenizer.template and prepared.recipe.data.chat != "plain"
         say(
-            f"saved {best} · try: lm generate -m {name} …"
+            f"saved {best} · try: lm {'chat' if talks else 'generate …'} -m {name}"
             + f" · whole: lm merge {name} -o …" * adapter
         )
 
@@ -208,8 +217,11 @@ def _text_lines(texts: list[Forgetting]) -> list[str]:
     lines = ["bits per byte of other texts (above 0: forgotten; 95 % interval)"]
     lines.append(f"  {'':{width}}  before   after  difference")
     for text in texts:
+        spread = (
+            f"({text.low:+.3f} to {text.high:+.3f})" if text.n > 1 else "(one text: no interval)"
+        )
         lines.append(
             f"  {text.text:{width}}  {text.before:6.3f}  {text.after:6.3f}"
-            f"  {text.difference:+.3f} ({text.low:+.3f} to {text.high:+.3f})"
+            f"  {text.difference:+.3f} {spread}"
         )
     return lines

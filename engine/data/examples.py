@@ -251,7 +251,7 @@ def _bare(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         if other is not None:
             raise DataError(f'{where} has a part of type "{other}"; only text can be learned from')
         bare["content"] = "".join(part["text"] for part in bare["content"])
-    return bare
+    return {**bare, "content": bare.get("content", "")}  # templates add it to text
 
 
 def _from_tokens(row: dict[str, Any], where: str) -> Example:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.examples import Example
-from engine.errors import DataError
+from engine.errors import CheckpointError, DataError
 from engine.text.chat import Rendered, find_answers
 from engine.text.renderer import Renderer
 from engine.text.tokenizer import Tokenizer
@@ -159,6 +159,8 @@ class Masker:
                 renderer=self._renderer,
                 now=self.now,
             )
+        except CheckpointError as error:  # the template fails, perhaps at this row only
+            raise DataError(str(error)) from None
         except DataError as error:
             several = sum(message.get("role") == "assistant" for message in messages) > 1
             hint = "" if last_only or not several else "; data.learn=last learns only the last"

@@ -62,7 +62,9 @@ class Finetuning:
             seed=recipe.run.seed,
             packing=recipe.data.packing,
         )
-        self.replayed = replay_rows(recipe, [self.packs.size(chosen) for chosen in self.packs.bins])
+        sizes = [self.packs.size(chosen) for chosen in self.packs.bins]
+        self.mean_pack = sum(sizes) / len(sizes)  # tokens
+        self.replayed = replay_rows(recipe, sizes)
         windows = None
         if self.replayed and tuning.own_text:
             tokens = tuning.own_text.tokens("train")

@@ -86,6 +86,8 @@ def read_rows(
     format = data.format if data.format != "auto" else detect(sides["train"], data.columns).format
     if "valid" in sides:
         rule, held = f"all of {sides['valid'].name}", None
+    elif format == "text" and sum(1 for _ in examples(sides["train"], format, data.columns)) == 1:
+        return format, *_one_text(_side(examples(sides["train"], format), recipe, tokenizer, now))
     else:
         held = _held_out(sides["train"], format, data)
         rule = f"rows whose content's sha256 is 0 modulo {data.holdout}"
@@ -102,6 +104,17 @@ def read_rows(
         if not made[name].tally.learned:
             raise DataError(f"{data.train}: no token of the {name} side is learned; see data.learn")
     return format, rule, made
+
+
+def _one_text(side: Side) -> tuple[str, dict[str, Side]]:
+    """Hold out the end of the one text there is. Raises: DataError if it is too short."""
+    cut = -max(1, round(len(side.samples) / 20))
+    if len(side.samples) < 2:
+        raise DataError("one text of one sequence: give more, or data.overlong=split with a longer")
+    ends = {"train": side.samples[:cut], "valid": side.samples[cut:]}
+    return "the last twentieth of the one text", {
+        name: replace(side, samples=samples) for name, samples in ends.items()
+    }
 
 
 def _held_out(rows: Rows, format: str, data: DataConfig) -> set[str]:

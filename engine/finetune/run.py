@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from engine import checkpoint
-from engine.adapter_config import weights_digest
-from engine.config import Recipe
+from engine.adapter_config import MERGE, is_adapter, weights_digest
+from engine.config import DataConfig, Recipe
 from engine.cost import parameters, train_bytes
 from engine.data.corpora import open_corpus
 from engine.data.samples import Sample, with_template
@@ -94,9 +94,18 @@ def run(
     check_processes(recipe, device)
     if not recipe.train.base:
         raise RecipeError("which model is to be finetuned? Give -m NAME, or train.base=NAME")
+    if recipe.data.train == DataConfig().train and recipe.data.format != "text":
+        raise RecipeError("which rows are to be learned? Give data.train=FILE")
     base = find(recipe.train.base, checkpoints).resolve()
+    if is_adapter(base):
+        raise RecipeError(f"{recipe.train.base} is an adapter; {MERGE.format(recipe.train.base)}")
+    own = folder.resolve()
+    if own == base or own in base.parents or base in own.parents:
+        raise RecipeError(f"{folder} holds the base; choose another folder with -o")
+    # What is there is replaced when base and rows are known to be good; a pipe is read only once.
+    late = force and not resume and recipe.data.train != "-"
     with hold(folder):
-        saved = open_folder(recipe, folder, resume, force)
+        saved = None if late else open_folder(recipe, folder, resume, force)
         yield Doing(what=f"loading {recipe.train.base}")
         model, tokenizer = checkpoint.load_model(base, device, recipe.train.dropout)
         if recipe.data.chat != "plain":
@@ -107,6 +116,8 @@ def run(
         now = datetime.fromisoformat(began)
         format, rule, sides = yield from read_rows(recipe, tokenizer, folder, stdin, now)
         text = yield from own_text(recipe, base, tokenizer, cache)
+        if late:
+            open_folder(recipe, folder, resume, force)
         tuning = Tuning(
             format=format,
             rule=rule,
@@ -245,8 +256,8 @@ def questions(side: Side, format: str, tokenizer: Tokenizer, most: int) -> list[
 
 def _is_question(sample: Sample) -> bool:
     """Tell whether a sample is a prompt and then one answer, whole."""
-    start = int(sample.learned.argmax())
-    return bool(start) and not sample.cut and bool(np.diff(sample.learned).sum() == 1)
+    begins = np.flatnonzero(np.diff(sample.learned.astype(int)) == 1)  # nothing or a prompt before
+    return len(begins) == 1 and begins[0] > 0 and not sample.cut
 
 
 def _answer(sample: Sample, tokenizer: Tokenizer) -> str:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 from engine.errors import CheckpointError, DataError
@@ -73,7 +73,9 @@ def find_answers(
     """Render a whole conversation and find which ids are the assistant's, each answer's end too.
 
     Answers are the template's `{% generation %}` blocks if it has any. Else the prompt of each, and
-    the conversation up to it, must be how the whole begins, in text and in ids. Nothing is guessed.
+    the conversation up to it, must be how the whole begins. Nothing is guessed. Where one token of
+    the whole would hold the end of a prompt and the beginning of its answer, both are encoded
+    apart, which is how the model meets them when it answers.
 
     Raises: DataError if that does not hold, beside what `render` raises.
     """
@@ -92,8 +94,11 @@ def find_answers(
     ends = filling.guard.ends(shaded, whole.ids)
     places = []
     for start, stop in spans:
+        begin = filling.place(shaded[:start], whole.ids)
         end = ends.get(stop) or filling.place(shaded[:stop], whole.ids)
-        places.append(range(filling.place(shaded[:start], whole.ids), end))
+        if begin is None or end is None:
+            return filling.apart(shaded, spans, whole)
+        places.append(range(begin, end))
     return whole, places
 
 
@@ -244,9 +249,13 @@ class _Filling:
 
     def answer(self, process: Renderer, shaded: str, number: int) -> tuple[int, int]:
         """Return where a message of the assistant is in a rendering, up to its control token."""
+        if not number:
+            raise DataError(
+                "message 1 is an answer to nothing; begin with a question, or say train: false"
+            )
         whole = self.guard.reveal(shaded)
         (before, _), (upto, _) = self.around(number)
-        prompt = self.fill(process, self.given | {"messages": before}, True) if before else ""
+        prompt = self.fill(process, self.given | {"messages": before}, True)
         answered = self.fill(process, self.given | {"messages": upto}, False)
         start = len(prompt)
         if prompt and whole.startswith(prompt):
@@ -262,12 +271,24 @@ class _Filling:
             " template writes it differently when the conversation goes on"
         )
 
-    def place(self, head: str, ids: list[int]) -> int:
-        """Return how many ids the beginning of a rendering has."""
+    def place(self, head: str, ids: list[int]) -> int | None:
+        """Return how many ids the beginning of a rendering has; None if a token goes beyond it."""
         own = self.ids(head)
-        if own != ids[: len(own)]:
+        return len(own) if own == ids[: len(own)] else None
+
+    def apart(
+        self, shaded: str, spans: list[tuple[int, int]], whole: Rendered
+    ) -> tuple[Rendered, list[range]]:
+        """Encode prompts and answers each by itself."""
+        edges = [*chain.from_iterable(spans), len(shaded)]
+        pieces = [self.ids(shaded[: edges[0]])]
+        pieces += [self.guard.encode(shaded[a:b]) for a, b in pairwise(edges)]
+        ids = list(chain.from_iterable(pieces))
+        if self.tokenizer.decode(ids) != self.tokenizer.decode(whole.ids):
             raise DataError("one token holds the end of a prompt and the beginning of its answer")
-        return len(own)
+        bounds = list(accumulate(map(len, pieces)))
+        places = [range(*pair) for pair in zip(bounds[:-1:2], bounds[1::2], strict=True)]
+        return Rendered(whole.text, ids, whole.kept_as_text), places
 
 
 def _as_templates_expect(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_calls_of_tools_go_through_and_nulls_do_not():
     calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
     call = {"role": "assistant", "content": None, "tool_calls": calls, "name": None}
     example = one("messages", messages=[USER, call, ANSWER | {"role": "tool"}])
-    assert example.messages[1] == {"role": "assistant", "tool_calls": calls}
+    assert example.messages[1] == {"role": "assistant", "content": "", "tool_calls": calls}
 
 
 def test_a_system_column_comes_first():

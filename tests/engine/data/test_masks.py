@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.data.examples import Example
 from engine.data.masks import Masker
-from engine.errors import CheckpointError, DataError
+from engine.errors import DataError
 from engine.text.chat import render
 from engine.text.renderer import Renderer
 from engine.text.settings import Settings
@@ -321,9 +321,9 @@ def test_a_conversation_needs_a_template(tokenizer, chat):
         plain(tokenizer, chat=chat, kind="messages", messages=tuple(TALK))
 
 
-def test_a_template_that_fails_is_the_checkpoints_error(tokenizer, renderer):
+def test_a_template_that_fails_is_an_error_of_the_row(tokenizer, renderer):
     own = ChatTokenizer(tokenizer.inner, "{{ 1 / 0 }}")
-    with pytest.raises(CheckpointError, match="cannot be used: line 1: division by zero"):
+    with pytest.raises(DataError, match="cannot be used: line 1: division by zero"):
         Masker(own, "auto", "answers", renderer).mask(
             Example(where="x:1", kind="messages", messages=tuple(TALK))
         )
@@ -349,3 +349,32 @@ def test_one_clock_for_all_rows(styled, renderer):
         for _ in range(2)
     ]
     assert ids[0] == ids[1] and masker.now is not None
+
+
+def test_an_answer_that_begins_with_white_space_is_encoded_apart(styled, renderer):
+    """Regression: "\\n" of the template and of the answer became one token, and the row was refused.
+
+    The ids up to the answer are those at inference; text and end are as they were.
+    """
+    own = styled("chatml")
+    for answer in ("\nHello", "\n\n  x\n", " y"):
+        talk = said("Hi there", answer, "And?", answer)
+        with Masker(own, "template", "answers", renderer, NOW) as masker:
+            row = masker.mask(Example(where="x:1", kind="messages", messages=tuple(talk)))
+        assert len(row.answers) == 2
+        for number, place in zip((1, 3), row.answers, strict=True):
+            prompt = render(talk[:number], own, renderer=renderer, now=NOW).ids
+            if number == 1:
+                assert row.ids[: place.start].tolist() == prompt
+            spelled = own.decode(row.ids[place.start : place.stop - 1].tolist())
+            assert spelled == answer and int(row.ids[place.stop - 1]) in own.ends
+
+
+def test_a_template_that_fails_names_the_row(styled, renderer):
+    own = styled("llama31")
+    broken = Example(
+        where="x:7", kind="messages", messages=({"role": "assistant", "content": "y"},)
+    )
+    with Masker(own, "template", "answers", renderer, NOW) as masker:
+        with pytest.raises(DataError, match="message 1 is an answer to nothing"):
+            masker.mask(broken)

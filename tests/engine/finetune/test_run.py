@@ -198,3 +198,47 @@ def test_the_longest_batch_comes_first(tune):
 def test_what_cannot_be_followed_is_refused(tune, overrides, error, message):
     with pytest.raises(error, match=message):
         tune("run", *overrides)
+
+
+def test_force_destroys_neither_the_base_nor_a_run_for_a_typo(tmp_path, tune, base):
+    """Regression: --force used to empty the folder before base and rows were looked at."""
+    weights = (base / "model.safetensors").read_bytes()
+    data = tmp_path / "rows.jsonl"
+    for folder in (base.parent, base, base / "inside"):
+        recipe = load(RECIPE.format(data=data, base=base.parent), "test")
+        with pytest.raises(RecipeError, match="holds the base"):
+            list(run(recipe, folder, tmp_path / "cache", tmp_path, force=True))
+    assert (base / "model.safetensors").read_bytes() == weights
+    tune("run", "train.steps=3")
+    with pytest.raises(DataError, match="no such file"):
+        tune("run", "data.train=nosuch.jsonl", force=True)
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+    tune("run", "train.steps=2", force=True)
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_an_adapter_is_no_base(tmp_path, tune):
+    """Regression: training all weights of one failed at its first save."""
+    tune("adapter", *LORA, "train.steps=2")
+    for more in ((), LORA):
+        with pytest.raises(RecipeError, match="is an adapter; merge it first"):
+            tune("next", f"train.base={tmp_path / 'adapter'}", *more)
+
+
+def test_one_text_gives_up_its_end(tmp_path, tune):
+    (tmp_path / "one.txt").write_text("".join(f"Line {n} of a long text.\n" for n in range(400)))
+    text = (f"data.train={tmp_path / 'one.txt'}", "data.overlong=split", "train.steps=2")
+    (prepared,) = pick(Prepared, tune("run", *text))
+    tuning = prepared.objective.tuning
+    assert tuning.rule == "the last twentieth of the one text"
+    assert 0 < len(tuning.valid.samples) < len(tuning.train.samples)
+    with pytest.raises(RecipeError, match="which rows"):
+        tune("other", "data.train=stdlib")
+
+
+def test_answers_in_a_chat_template_are_asked_too(tmp_path, tune):
+    """Regression: the line end that ChatML writes after an answer made it no question."""
+    events = tune("run", "train.steps=2", "eval.answers=3", "data.chat=auto")
+    (compared,) = pick(Compared, events)
+    (prepared,) = pick(Prepared, events)
+    assert prepared.tokenizer.template and compared.answers[0].after[-1].n == 3

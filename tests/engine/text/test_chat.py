@@ -190,7 +190,7 @@ def test_what_cannot_be_proved_is_refused(chat):
     assert answers(chat, "qwen3", thoughts, last_only=True) == [
         "<think>\nhm\n</think>\n\n4<|im_end|>"
     ]
-    with pytest.raises(DataError, match="answer of message 1 cannot be proved"):
+    with pytest.raises(DataError, match="message 1 is an answer to nothing"):
         answers(chat, "chatml", [{"role": "assistant", "content": "Hello"}, *said("Hi")])
 
 
@@ -207,16 +207,17 @@ def test_an_answer_ends_where_generation_stops(chat):
     assert rendered.text.endswith("Bye<|end|>\n<|endoftext|>")
 
 
-def test_a_token_across_the_border_is_refused(tokenizer, renderer):
-    """`ab` is one token; a prompt that ends with `a` is not how the ids of the whole begin."""
+def test_no_token_goes_across_the_border(tokenizer, renderer):
+    """`ab` is one token; where a prompt ends with `a`, both are encoded apart, as at inference."""
     own = ChatTokenizer(
         tokenizer.inner, "{% generation %}{{ messages[0].content }}{% endgeneration %}"
     )
     word = max(filter(str.isalpha, (own.decode([i]) for i in range(400))), key=len)
     assert len(own.encode(word)) == 1 < len(word)
     own.template = word[0] + own.template
-    with pytest.raises(DataError, match="one token holds the end of a prompt"):
-        find_answers(said(word[1:]), own, renderer=renderer)
+    rendered, [place] = find_answers(said(word[1:]), own, renderer=renderer)
+    assert rendered.ids[: place.start] == own.encode(word[0])
+    assert own.decode(rendered.ids[place.start :]) == word[1:]
     own.template = "\n<s>" + own.template[1:]
     rendered, [place] = find_answers(said(word[1:]), own, renderer=renderer)
     assert own.decode(rendered.ids[place.start : place.stop]) == word[1:]
