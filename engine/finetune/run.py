@@ -92,16 +92,7 @@ def run(
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     check_processes(recipe, device)
-    if not recipe.train.base:
-        raise RecipeError("which model is to be finetuned? Give -m NAME, or train.base=NAME")
-    if recipe.data.train == DataConfig().train and recipe.data.format != "text":
-        raise RecipeError("which rows are to be learned? Give data.train=FILE")
-    base = find(recipe.train.base, checkpoints).resolve()
-    if is_adapter(base):
-        raise RecipeError(f"{recipe.train.base} is an adapter; {MERGE.format(recipe.train.base)}")
-    own = folder.resolve()
-    if own == base or own in base.parents or base in own.parents:
-        raise RecipeError(f"{folder} holds the base; choose another folder with -o")
+    base = _find_base(recipe, folder, checkpoints)
     # What is there is replaced when base and rows are known to be good; a pipe is read only once.
     late = force and not resume and recipe.data.train != "-"
     with hold(folder):
@@ -154,6 +145,24 @@ def run(
             if isinstance(event, Finished):
                 yield from _compare(job, objective, event.model)
             yield event
+
+
+def _find_base(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
+    """Find the checkpoint to start from, which the run must not be written over.
+
+    Raises: RecipeError if none is named, or no rows, if it is an adapter, or lies in `folder`.
+    """
+    if not recipe.train.base:
+        raise RecipeError("which model is to be finetuned? Give -m NAME, or train.base=NAME")
+    if recipe.data.train == DataConfig().train and recipe.data.format != "text":
+        raise RecipeError("which rows are to be learned? Give data.train=FILE")
+    base = find(recipe.train.base, checkpoints).resolve()
+    if is_adapter(base):
+        raise RecipeError(f"{recipe.train.base} is an adapter; {MERGE.format(recipe.train.base)}")
+    own = folder.resolve()
+    if own == base or own in base.parents or base in own.parents:
+        raise RecipeError(f"{folder} holds the base; choose another folder with -o")
+    return base
 
 
 def _sizes(model: Transformer) -> dict[str, object]:

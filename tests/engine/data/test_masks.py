@@ -352,7 +352,7 @@ def test_one_clock_for_all_rows(styled, renderer):
 
 
 def test_an_answer_that_begins_with_white_space_is_encoded_apart(styled, renderer):
-    """Regression: "\\n" of the template and of the answer became one token, and the row was refused.
+    """Regression: line ends of template and answer became one token, and the row was refused.
 
     The ids up to the answer are those at inference; text and end are as they were.
     """
@@ -375,6 +375,6 @@ def test_a_template_that_fails_names_the_row(styled, renderer):
     broken = Example(
         where="x:7", kind="messages", messages=({"role": "assistant", "content": "y"},)
     )
-    with Masker(own, "template", "answers", renderer, NOW) as masker:
-        with pytest.raises(DataError, match="message 1 is an answer to nothing"):
-            masker.mask(broken)
+    masker = Masker(own, "template", "answers", renderer, NOW)
+    with pytest.raises(DataError, match="message 1 is an answer to nothing"):
+        masker.mask(broken)
