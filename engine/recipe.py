@@ -159,12 +159,15 @@ def _number(kind: type, value: Any, low: float | None, high: float | None) -> fl
 
 def nearest(key: str, known: typing.Iterable[str]) -> str:
     """Suggest the key that was probably meant, by spelling or by its last part."""
-    known = list(known)
-    last = {name.rsplit(".", 1)[-1]: name for name in known}
-    close = difflib.get_close_matches(key, known, 1, 0.75)
-    if not close:
-        close = [last[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, 1, 0.6)]
-    return f"; did you mean {close[0]}?" if close else ""
+
+    def alike(name: str) -> float:
+        """Return how alike two keys are, or their last parts; whole keys have much in common."""
+        ends = (key.rsplit(".", 1)[-1], name.rsplit(".", 1)[-1])
+        whole, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in ((key, name), ends))
+        return max(whole if whole >= 0.75 else 0.0, last if last >= 0.6 else 0.0)
+
+    best = max(known, key=alike, default="")
+    return f"; did you mean {best}?" if best and alike(best) else ""
 
 
 def _cross_check(recipe: Recipe) -> None:

@@ -125,8 +125,9 @@ def test_every_shipped_recipe_loads_and_says_how_to_run_it(path):
     load(text, path.name)
     head = text.split("\n", 1)[0]
     assert head.startswith("# ") and len(head) <= 100
-    for part in ("# What ", "# How long", "# Expect", f"lm train {path.stem}"):
+    for part in ("# What ", "# How long", "# Expect"):
         assert part in text, part
+    assert f"lm train {path.stem}" in text or f"lm finetune {path.stem}" in text
 
 
 def test_a_recipe_holds_only_differences():

@@ -15,6 +15,7 @@ import torch
 
 from engine.checkpoint import load_model
 from tests.conftest import ROOT, command_environment
+from tests.engine.finetune.bases import rows, write_base, write_rows
 from tests.engine.train.test_run import DATA, RECIPE, outcome
 
 
@@ -117,18 +118,39 @@ def test_what_we_train_goes_out_as_gguf_and_as_a_folder_and_comes_back(run, tmp_
         assert run("verify", name).code == 0
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_recipe_runs_a_step(run, path):
+RECIPES = {
+    path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.yaml")
+}
+TUNING = sorted(name for name, text in RECIPES.items() if f"lm finetune {name}" in text)
+
+
+@pytest.mark.parametrize("name", TUNING)
+def test_every_recipe_of_finetuning_runs_a_step(run, tmp_path, tokenizer, name):
+    """As it is shipped, but for its length and on a tiny base; those of one's own rows get some."""
+    base = write_base(tmp_path / "base", tokenizer, max_seq_len=1024)
+    short = ["train.steps=1", "train.batch_size=2", "eval.final_bytes=2000", "eval.bytes=1000"]
+    short += ["data.seq_len=1024", "eval.answers=2", "eval.texts=", f"train.base={base}"]
+    if name.startswith("sft"):
+        short += [f"data.train={write_rows(tmp_path / 'rows.jsonl', rows(12))}"]
+    result = run("finetune", name, *short, "--json")
+    assert result.code == 0, result.err
+    made = [json.loads(line) for line in result.out.splitlines()]
+    assert made[-1]["step"] == 1 and made[-1]["loss"] > 0
+    assert bool(made[-1]["answers"]) == (name != "domain")
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - TUNING))
+def test_every_recipe_runs_a_step(run, name):
     """As it is shipped, but for its length; `text` is given some."""
     short = ["train.steps=1", "eval.final_bytes=2000", "eval.bytes=1000", "eval.overlap=1"]
-    if path.stem == "text":
+    if name == "text":
         short += [f"data.train={ROOT / 'engine'}"]
-    result = run("train", path.stem, *short, "--json")
+    result = run("train", name, *short, "--json")
     assert result.code == 0, result.err
-    rows = [json.loads(line) for line in result.out.splitlines()]
-    assert rows[-1]["step"] == 1 and rows[-1]["bits_per_byte"] > 0
-    first = next(row for row in rows if row["schema"] == "lm/train/step/1")
-    vocabulary = json.loads(run("show", path.stem, "--json").out)["config"]["vocab_size"]
+    made = [json.loads(line) for line in result.out.splitlines()]
+    assert made[-1]["step"] == 1 and made[-1]["bits_per_byte"] > 0
+    first = next(row for row in made if row["schema"] == "lm/train/step/1")
+    vocabulary = json.loads(run("show", name, "--json").out)["config"]["vocab_size"]
     assert first["loss"] == pytest.approx(math.log(vocabulary), abs=0.05)
 
 

@@ -28,7 +28,7 @@ train: {{steps: 24, batch_size: 48, accumulate: 4, dropout: 0.1, schedule: {{war
 eval: {{every: 7, bytes: 300, final_bytes: 300, overlap: 1, save_every: "5"}}
 run: {{threads: 1}}
 """
-DATA = ROOT / "engine" / "data"
+DATA = ROOT / "engine" / "generate"
 
 
 def recipe(*overrides: str, data: object = DATA):
