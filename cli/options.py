@@ -35,6 +35,14 @@ Overrides = Annotated[
 ]
 
 
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run, exactly.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the run that is there.")]
+VerifyResume = Annotated[
+    bool, typer.Option("--verify-resume", help="Prove that a killed run resumes to the bit.")
+]
+Cache = Annotated[Optional[Path], typer.Option("--cache", help="Where tokens are kept.")]
+
+
 def recipes_folder() -> Path:
     """Return the folder of the shipped recipes."""
     import recipes

@@ -309,7 +309,9 @@ class EvalConfig:
     bytes: int = setting(100_000, "held-out bytes per evaluation on the way", low=1)
     final_bytes: int = setting(2_000_000, "held-out bytes of the evaluation at the end", low=1)
     seq_len: int = setting(0, "context when scoring; 0 takes data.seq_len", low=0)
-    overlap: int = setting(4, "at the end, windows move on by seq_len / overlap tokens", low=1)
+    overlap: int = setting(
+        4, "train: at the end, windows move on by seq_len / overlap tokens", low=1
+    )
     save_every: str = setting("60s", "time or steps between checkpoints: 60s, 10m, 500")
     log_every: int = setting(10, "steps between lines when output is not a terminal", low=1)
     prompt: str = setting("", "text continued at each evaluation; empty means none")

@@ -1,11 +1,10 @@
 """`lm finetune`: adapt a checkpoint to your own rows, and see what it learned and forgot."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.options import Json, Model, Out, Overrides, Quiet
+from cli.options import Cache, Force, Json, Model, Out, Overrides, Quiet, Resume, VerifyResume
 
 
 def finetune(
@@ -13,14 +12,12 @@ def finetune(
     overrides: Overrides = None,
     model: Model = None,
     out: Out = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run, exactly.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run that is there.")] = False,
-    verify_resume: Annotated[
-        bool, typer.Option("--verify-resume", help="Prove that a killed run resumes to the bit.")
-    ] = False,
+    resume: Resume = False,
+    force: Force = False,
+    verify_resume: VerifyResume = False,
     as_json: Json = False,
     quiet: Quiet = False,
-    cache: Annotated[Path | None, typer.Option("--cache", help="Where tokens are kept.")] = None,
+    cache: Cache = None,
 ) -> None:
     """Finetune a checkpoint, all of it or LoRA beside it, on rows of JSONL, JSON, CSV or parquet.
 

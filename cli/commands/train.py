@@ -1,25 +1,22 @@
 """`lm train`: train a model from nothing, watch it, stop it, go on."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.options import Json, Out, Overrides, Quiet
+from cli.options import Cache, Force, Json, Out, Overrides, Quiet, Resume, VerifyResume
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (lm recipes) or a .yaml file.")],
     overrides: Overrides = None,
     out: Out = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run, exactly.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run that is there.")] = False,
-    verify_resume: Annotated[
-        bool, typer.Option("--verify-resume", help="Prove that a killed run resumes to the bit.")
-    ] = False,
+    resume: Resume = False,
+    force: Force = False,
+    verify_resume: VerifyResume = False,
     as_json: Json = False,
     quiet: Quiet = False,
-    cache: Annotated[Path | None, typer.Option("--cache", help="Where tokens are kept.")] = None,
+    cache: Cache = None,
 ) -> None:
     """Train a model on text and say how good it is.
 

@@ -1,4 +1,4 @@
-"""From a finetuning recipe to what the first step needs: base, samples, replay, questions.
+"""From a finetuning recipe to what it learns from: rows as samples, and the base's own text.
 
 Next on the arrow: `engine/finetune/run.py`, which makes a run of it.
 """
@@ -7,6 +7,7 @@ import math
 from collections.abc import Generator, Iterator, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,6 +53,11 @@ def check_settings(recipe: Recipe, base: ModelConfig) -> None:
         raise RecipeError("model.* comes from the base when finetuning; leave it out")
     if recipe.tokenizer != TokenizerConfig():
         raise RecipeError("tokenizer.* comes from the base when finetuning; leave it out")
+    if recipe.data.column != DataConfig().column:
+        raise RecipeError(
+            f"data.column={recipe.data.column} is for lm train; rename the fields of rows with"
+            f" data.columns=text={recipe.data.column}"
+        )
     if recipe.data.format in FILES:
         raise RecipeError(
             f"data.format={recipe.data.format} is a kind of file; finetuning wants a kind of row:"
@@ -86,8 +92,9 @@ def read_rows(
     format = data.format if data.format != "auto" else detect(sides["train"], data.columns).format
     if "valid" in sides:
         rule, held = f"all of {sides['valid'].name}", None
-    elif format == "text" and sum(1 for _ in examples(sides["train"], format, data.columns)) == 1:
-        return format, *_one_text(_side(examples(sides["train"], format), recipe, tokenizer, now))
+    elif format == "text" and _is_one(examples(sides["train"], format, data.columns)):
+        whole = _side(examples(sides["train"], format, data.columns), recipe, tokenizer, now)
+        return format, *_one_text(whole, data.holdout)
     else:
         held = _held_out(sides["train"], format, data)
         rule = f"rows whose content's sha256 is 0 modulo {data.holdout}"
@@ -106,15 +113,26 @@ def read_rows(
     return format, rule, made
 
 
-def _one_text(side: Side) -> tuple[str, dict[str, Side]]:
+def _is_one(rows: Iterator[Example]) -> bool:
+    return len(list(islice(rows, 2))) == 1
+
+
+def _one_text(side: Side, one_in: int) -> tuple[str, dict[str, Side]]:
     """Hold out the end of the one text there is. Raises: DataError if it is too short."""
-    cut = -max(1, round(len(side.samples) / 20))
+    cut = -max(1, round(len(side.samples) / one_in))
     if len(side.samples) < 2:
         raise DataError("one text of one sequence: give more, or data.overlong=split with a longer")
     ends = {"train": side.samples[:cut], "valid": side.samples[cut:]}
-    return "the last twentieth of the one text", {
-        name: replace(side, samples=samples) for name, samples in ends.items()
-    }
+    made = {}
+    for name, samples in ends.items():
+        tally = replace(
+            side.tally,
+            samples=len(samples),
+            tokens=sum(len(sample.ids) for sample in samples),
+            learned=sum(int(sample.learned.sum()) for sample in samples),
+        )
+        made[name] = replace(side, samples=samples, tally=tally)
+    return f"the last 1/{one_in} of the one text", made
 
 
 def _held_out(rows: Rows, format: str, data: DataConfig) -> set[str]:

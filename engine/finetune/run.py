@@ -93,7 +93,7 @@ def run(
     device = pick_device(recipe.run.device)
     check_processes(recipe, device)
     base = _find_base(recipe, folder, checkpoints)
-    # What is there is replaced when base and rows are known to be good; a pipe is read only once.
+    # What is there is replaced when base, rows and memory are good; a pipe can be read only once.
     late = force and not resume and recipe.data.train != "-"
     with hold(folder):
         saved = None if late else open_folder(recipe, folder, resume, force)
@@ -107,8 +107,6 @@ def run(
         now = datetime.fromisoformat(began)
         format, rule, sides = yield from read_rows(recipe, tokenizer, folder, stdin, now)
         text = yield from own_text(recipe, base, tokenizer, cache)
-        if late:
-            open_folder(recipe, folder, resume, force)
         tuning = Tuning(
             format=format,
             rule=rule,
@@ -117,7 +115,7 @@ def run(
             test=sides.get("test"),
             own_text=text,
         )
-        recipe = override(recipe, model=_sizes(model))
+        given, recipe = recipe, override(recipe, model=_sizes(model))
         objective = Finetuning(recipe, tuning, tokenizer, base, weights_digest(base))
         model = _build(model, recipe, objective, device, saved)
         optimizer = Optimizers(model, recipe.train.optim)
@@ -126,6 +124,8 @@ def run(
             optimizer.load_state(checkpoint.load_tensors(state, device))
         yield Doing(what="trying the longest batch")
         yield _probe(model, objective)
+        if late:
+            open_folder(given, folder, resume, force)
         job = Job(
             recipe=recipe,
             folder=folder,
@@ -185,8 +185,9 @@ def _build(
     elif lora.rank:
         add_lora(model, lora, torch.Generator().manual_seed(recipe.run.seed))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    whole = sum(parameters(model.config).values())
-    frozen = (1 if lora.base == "int8" else 4) * whole if lora.rank else 0
+    small = ("attention", "mlp") if lora.base == "int8" else ()  # what 8 bits hold
+    groups = parameters(model.config).items()
+    frozen = sum(n if name in small else 4 * n for name, n in groups) if lora.rank else 0
     packs = train.batch_size // train.accumulate
     check_memory(
         train_bytes(

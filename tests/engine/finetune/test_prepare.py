@@ -92,6 +92,7 @@ def test_the_shape_comes_from_the_base():
         (["data.seq_len=513"], "the base reads 512 tokens"),
         (["eval.seq_len=600"], "the base reads 512 tokens"),
         (["data.format=parquet"], "is a kind of file"),
+        (["data.column=body"], "data.columns=text=body"),
     ):
         recipe = load("data: {seq_len: 512}\ntrain: {base: x}", "test", overrides)
         with pytest.raises(RecipeError, match=message):

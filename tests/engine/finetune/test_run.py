@@ -230,8 +230,11 @@ def test_one_text_gives_up_its_end(tmp_path, tune):
     text = (f"data.train={tmp_path / 'one.txt'}", "data.overlong=split", "train.steps=2")
     (prepared,) = pick(Prepared, tune("run", *text))
     tuning = prepared.objective.tuning
-    assert tuning.rule == "the last twentieth of the one text"
-    assert 0 < len(tuning.valid.samples) < len(tuning.train.samples)
+    assert tuning.rule == "the last 1/10 of the one text"
+    held, every = len(tuning.valid.samples), len(tuning.valid.samples) + len(tuning.train.samples)
+    assert held == round(every / 10) > 1
+    for side in (tuning.train, tuning.valid):
+        assert side.tally.tokens == sum(len(sample.ids) for sample in side.samples)
     with pytest.raises(RecipeError, match="which rows"):
         tune("other", "data.train=stdlib")
 
