@@ -44,16 +44,19 @@ def has_fast_bf16(device: torch.device) -> bool:
     return any(features.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
-def pick_dtype(wish: str, device: torch.device) -> torch.dtype:
-    """Return the matmul precision for `auto`, `fp32` or `bf16`."""
+def pick_dtype(wish: str, device: torch.device, otherwise: str = "fp32") -> torch.dtype:
+    """Return the matmul precision for `fp32`, `bf16`, `int8` or `auto`.
+
+    That is bf16 where the device multiplies it natively, and `otherwise` elsewhere.
+    """
     if wish == "auto":
-        wish = "bf16" if has_fast_bf16(device) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[wish]
+        wish = "bf16" if has_fast_bf16(device) else otherwise
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[wish]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Run matmuls in `dtype` while weights stay fp32; does nothing for fp32."""
-    if dtype == torch.float32:
+    """Run matmuls in bf16 while weights stay fp32; does nothing for another dtype."""
+    if dtype != torch.bfloat16:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
@@ -84,13 +87,14 @@ def keep_heap() -> None:
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
     """Measure the most FLOP/s this machine reaches on a square matmul, the yardstick for MFU."""
     size = 1024 if device.type == "cpu" else 4096
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a, b = ((16 * torch.randn(size, size, device=device)).to(dtype) for _ in range(2))
+    multiply = torch._int_mm if dtype == torch.int8 else torch.mm
     best, end = float("inf"), time.perf_counter() + seconds
-    torch.mm(a, b)
+    multiply(a, b)
     while time.perf_counter() < end:
         synchronize(device)
         start = time.perf_counter()
-        torch.mm(a, b)
+        multiply(a, b)
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best

@@ -14,7 +14,7 @@ FLOORS = [
     ("engine.errors",),
     ("engine.config", "engine.files"),
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
-    ("engine.hardware",),
+    ("engine.hardware", "engine.kernels"),
     ("engine.model", "engine.weights"),
     ("engine.manifest",),
     ("engine.adapter_config",),
