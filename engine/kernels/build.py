@@ -36,7 +36,7 @@ class Unavailable:
 
 
 def load_kernels(cache: Path) -> Kernels | Unavailable:
-    """Load the kernels, building them first if this machine never did."""
+    """Load the kernels from below `cache`, building them first if this machine never did."""
     has = torch.cpu.get_capabilities()
     if missing := [name for name in NEEDED if not has.get(name)]:
         return Unavailable(f"this processor has no {' and no '.join(missing)}")

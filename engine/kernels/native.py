@@ -130,6 +130,7 @@ class Kernels:
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Return x / rms(x) · weight and 1 / rms(x). Shapes: (…, D), (D) → (…, D), (…)."""
         _check(x), _check(weight, 1)
+        assert x.shape[-1] == len(weight)
         y, r = torch.empty_like(x), x.new_empty(x.shape[:-1])
         self._call("norm_forward", x, weight, eps, r.numel(), x.shape[-1], y, r)
         return y, r
@@ -139,6 +140,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients of x and weight."""
         _check(x), _check(dy)
+        assert x.shape == dy.shape and r.shape == x.shape[:-1]
         dx, dweight = torch.empty_like(x), x.new_empty(torch.get_num_threads(), x.shape[-1])
         self._call("norm_backward", x, weight, r, dy, r.numel(), x.shape[-1], dx, dweight)
         return dx, dweight.sum(0)
@@ -156,6 +158,7 @@ class Kernels:
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return silu(gate) · up."""
         _check(gate), _check(up)
+        assert gate.shape == up.shape
         y = torch.empty_like(gate)
         self._call("swiglu_forward", gate, up, gate.numel(), y)
         return y
@@ -163,6 +166,7 @@ class Kernels:
     def swiglu_gradient(self, gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of gate and up."""
         _check(gate), _check(up), _check(dy)
+        assert gate.shape == up.shape == dy.shape
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
         self._call("swiglu_backward", gate, up, dy, gate.numel(), dgate, dup)
         return dgate, dup
@@ -172,6 +176,7 @@ class Kernels:
         _check(logits_NV, 2)
         N, V = logits_NV.shape
         assert targets_N.shape == (N,) and targets_N.dtype == torch.long
+        assert not N or (0 <= targets_N.min() and targets_N.max() < V)
         nats_N = logits_NV.new_empty(N)
         self._call("softmax_loss", logits_NV, targets_N.contiguous(), cap, N, V, nats_N)
         return nats_N
