@@ -30,8 +30,9 @@ from engine.text.tokenizer import Tokenizer, learn
 from engine.train.gradient import Share
 from engine.train.loss import next_token_loss
 
-TOKENS = 48  # of a text that is run through the model; longer than the random model's window
-ROWS = 8
+TOKENS = 32  # of a text that is run through the model; longer than the random model's window
+ROWS = 8  # of a batch whose gradient is compared
+TOGETHER = 3  # rows run as one
 LEARNED = 8  # tokens of each row whose gradient is compared
 SHORTEST = 16  # context that can be checked
 DRAWS = 64
@@ -173,7 +174,7 @@ def _cached(subject: Subject) -> float:
 @torch.inference_mode()
 def _batched(subject: Subject) -> float:
     """Run rows together and each by itself."""
-    tokens_BT = subject.tokens(4)
+    tokens_BT = subject.tokens(TOGETHER)
     alone = torch.cat([subject.model(row) for row in tokens_BT.split(1)])
     return farthest(subject.model(tokens_BT), alone)
 
@@ -289,7 +290,7 @@ def _threaded(subject: Subject) -> float | str:
     threads = torch.get_num_threads()
     if threads == 1 or subject.device.type != "cpu":
         return "torch has one thread" if threads == 1 else "not on the processor"
-    tokens_BT = subject.tokens(4)
+    tokens_BT = subject.tokens(1)
     together = subject.model(tokens_BT)
     torch.set_num_threads(1)
     try:
@@ -318,7 +319,7 @@ CHECKS = tuple(
         ("1 × 8 = 8 × 1", ROUNDING, "gradient of a batch = of its parts", _accumulated),
         ("1 thread = all", ROUNDING, "however the work is shared", _threaded),
         ("saved = loaded", 0, "tensors that a checkpoint changed", _saved),
-        ("same seed = same text", 0, "tokens that one seed drew otherwise", _drawn),
+        ("same seed = same text", 0, "tokens one seed drew otherwise", _drawn),
         ("int8 ≈ fp32", 0.02, "products with matrices in 8 bits", _rounded),
     )
 )

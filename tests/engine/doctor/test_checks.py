@@ -72,7 +72,7 @@ BREAKS = {
     ),
     # Rows that come out otherwise in company.
     "batch = single": lambda right, tokens, cache, lengths: (
-        right(tokens) * (1.01 if len(tokens) == 4 else 1)
+        right(tokens) * (1.01 if len(tokens) == 3 else 1)
     ),
     # A pack whose texts see each other.
     "packed = alone": lambda right, tokens, cache, lengths: right(tokens, lengths=()),
@@ -185,6 +185,7 @@ def test_differences_are_relative():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_a_compiled_model_gives_the_same(subject):
     from engine.machine import find_compiler
 
