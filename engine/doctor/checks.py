@@ -38,7 +38,7 @@ SHORTEST = 16  # context that can be checked
 DRAWS = 64
 ROUNDING = 5e-4  # what another order of sums may change; some trained models magnify it
 LOSSY = {"bf16": 0.05}  # what a lower precision may change; 8 bits of mantissa, layer by layer
-LOSSY_ELSE = 0.1
+LOSSY_ELSE = 0.1  # of a precision that has no row above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +237,10 @@ def _precisions() -> Iterator[Question]:
 
 @torch.inference_mode()
 def _rounded(subject: Subject) -> float | str:
-    """Hold the matrices of a block in 8 bits."""
+    """Hold the matrices of a block in 8 bits.
+
+    Rounding in steps of s moves an entry by s / √12 on average, so an output by s / √12 · |x|.
+    """
     linears = [m for m in subject.model.blocks[0].modules() if isinstance(m, nn.Linear)]
     if not linears:
         return "its matrices are in 8 bits already"
@@ -245,7 +248,9 @@ def _rounded(subject: Subject) -> float | str:
     worst = 0.0
     for linear in linears:
         x = torch.randn(ROWS, linear.in_features, generator=random).to(subject.device)
-        worst = max(worst, drift([Int8Linear(linear)(x)], [linear(x)]))
+        step = linear.weight.abs().amax(1) / 127
+        explained = x.norm(dim=1, keepdim=True) * step / 12**0.5
+        worst = max(worst, float((Int8Linear(linear)(x) - linear(x)).norm() / explained.norm()))
     return worst
 
 
@@ -319,7 +324,7 @@ CHECKS = tuple(
         ("1 × 8 = 8 × 1", ROUNDING, "gradient of a batch = of its parts", _accumulated),
         ("1 thread = all", ROUNDING, "however the work is shared", _threaded),
         ("saved = loaded", 0, "tensors that a checkpoint changed", _saved),
-        ("same seed = same text", 0, "tokens one seed drew otherwise", _drawn),
-        ("int8 ≈ fp32", 0.02, "products with matrices in 8 bits", _rounded),
+        ("same seed = same draw", 0, "tokens one seed drew otherwise", _drawn),
+        ("int8 ≈ fp32", 1.5, "error ÷ that of rounding to 8 bits", _rounded),
     )
 )

@@ -43,7 +43,7 @@ def test_a_sound_engine_passes_them_all():
         if name != "compiled = eager":
             assert check.ok and check.value is not None, check
             assert check.value <= check.limit
-            assert check.limit == 0 or check.value < check.limit / 2, "far from its limit"
+            assert check.limit == 0 or check.value < check.limit / 1.3, "far from its limit"
     assert found["compiled = eager"].ok is None, "too slow to be done unasked"
     assert torch.get_num_threads() == 2
     assert all(p.grad is None for p in subject.model.parameters()) and not subject.model.training
@@ -128,12 +128,13 @@ def test_broken_pieces_beside_the_model(subject, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checks, "Int8Linear", coarse)
         assert failing(subject) == {"int8 ≈ fp32"}
+    assert 0.8 < answers(subject)["int8 ≈ fp32"].value < 1.2, "just what rounding explains"
     with monkeypatch.context() as patch:  # one that does not listen to the seed
         patch.setattr(checks, "sample", lambda logits, seen, config, random: torch.randint(9, ()))
-        assert failing(subject) == {"same seed = same text"}
+        assert failing(subject) == {"same seed = same draw"}
     with monkeypatch.context() as patch:  # or listens to nothing
         patch.setattr(checks, "sample", lambda logits, seen, config, random: logits.argmax())
-        assert failing(subject) == {"same seed = same text"}
+        assert failing(subject) == {"same seed = same draw"}
     assert failing(subject) == set()
 
 
