@@ -12,6 +12,7 @@ from cli.commands import (
     chat,
     count_tokens,
     data,
+    doctor,
     export,
     finetune,
     generate,
@@ -55,6 +56,7 @@ COMMANDS = {
     "verify": verify.verify,
     "runs": runs.runs,
     "plot": plot.plot,
+    "doctor": doctor.doctor,
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)

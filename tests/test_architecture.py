@@ -15,6 +15,7 @@ FLOORS = [
     ("engine.config", "engine.files"),
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
     ("engine.hardware", "engine.kernels"),
+    ("engine.machine",),
     ("engine.model", "engine.weights"),
     ("engine.manifest",),
     ("engine.adapter_config",),
@@ -24,6 +25,7 @@ FLOORS = [
     ("engine.data",),
     ("engine.train", "engine.generate"),
     ("engine.finetune",),
+    ("engine.doctor",),
     ("cli",),
 ]
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])
@@ -143,7 +145,7 @@ def test_every_engine_module_has_its_test():
             relative = path.relative_to(ROOT)
             if not (ROOT / "tests" / relative.parent / f"test_{relative.stem}.py").is_file():
                 missing.append(str(relative))
-    whole_runs = ["prepare", "pretrain"]  # tested through test_run.py
+    whole_runs = ["job", "prepare", "pretrain"]  # tested through test_run.py
     assert missing == [f"engine/train/{name}.py" for name in whole_runs]
 
 

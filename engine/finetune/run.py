@@ -32,9 +32,10 @@ from engine.recipe import override
 from engine.runs import find, hold
 from engine.text.tokenizer import Tokenizer
 from engine.train.evaluate import documents
+from engine.train.job import Job
 from engine.train.optim import Optimizers
 from engine.train.prepare import Doing, SavedRun, choose_precision, open_folder
-from engine.train.run import Event, Finished, Job, go
+from engine.train.run import Event, Finished, go
 from engine.train.team import check_processes
 
 

@@ -211,9 +211,7 @@ class Kernels:
             _check(x, 4)
             assert x.shape == like.shape
         B, T, N, H = q.shape
-        self._call(
-            "attention_backward", q, k, v, y, lse, dy, B, T, N, k.shape[2], H, scale, *onto
-        )
+        self._call("attention_backward", q, k, v, y, lse, dy, B, T, N, k.shape[2], H, scale, *onto)
 
 
 def _check(x: Tensor, ndim: int | None = None) -> None:

@@ -30,6 +30,7 @@ COMMANDS = [
     "plot",
     "show",
     "generate",
+    "doctor",
 ]
 
 

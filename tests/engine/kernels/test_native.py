@@ -44,7 +44,9 @@ def test_products_are_those_of_the_rounded_factors(kernels: Kernels, rows, depth
     g_row, g_column = kernels.weave(g, rows="left", columns="left")
     close = {"atol": 1e-4, "rtol": 1e-4}
     torch.testing.assert_close(kernels.multiply(x_row, w_row), per_row(x) @ per_row(w).T, **close)
-    torch.testing.assert_close(kernels.multiply(g_row, w_column), per_row(g) @ per_block(w), **close)
+    torch.testing.assert_close(
+        kernels.multiply(g_row, w_column), per_row(g) @ per_block(w), **close
+    )
     dw = kernels.multiply(g_column, x_column)
     torch.testing.assert_close(dw, per_block(g).T @ per_block(x), **close)
     twice = kernels.multiply(g_column, x_column, onto=dw.clone())
