@@ -60,15 +60,13 @@ def beside_compressors(said: dict[str, Any]) -> Iterator[Result]:
     rows = said["baselines"].items()
     for name, bits in sorted(rows, key=lambda row: row[1] or float("inf")):
         note = facts if bits else f"{name} could not run here"
-        times = bits / own_bits if bits else None
-        ratio = Ratio(value=times, low=times, high=times) if times else None
         yield Result(
             ours="lm train stdlib",
             peer=name,
             unit="bpb",
             value=own_bits,
             other=bits,
-            ratio=ratio,
+            ratio=Ratio(value=bits / own_bits) if bits else None,
             note=note,
         )
 
@@ -87,7 +85,6 @@ def nanogpt(options: Options) -> Iterator[Result]:
         peer = turn(own("nanogpt", *files, time.time()))
         for share in SHARES:
             bits, seconds, steps = brisk(folder, files, share * peer["seconds"])
-            found = peer["seconds"] / seconds
             reached = bits <= peer["bits_per_byte"]
             yield Result(
                 ours=f"lm train, budget {share * peer['seconds']:.0f} s",
@@ -95,7 +92,7 @@ def nanogpt(options: Options) -> Iterator[Result]:
                 unit="s",
                 value=seconds,
                 other=peer["seconds"],
-                ratio=Ratio(value=found, low=found, high=found) if reached else None,
+                ratio=Ratio(value=peer["seconds"] / seconds) if reached else None,
                 note=f"{bits:.3f} / {peer['bits_per_byte']:.3f} bpb, {steps} steps, text"
                 f" {text.digest}" + ("" if reached else ": not as good yet"),
             )

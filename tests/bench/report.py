@@ -81,8 +81,11 @@ def line(row: str, result: Result, asked: str) -> str:
         cells.append(f"{_figure(result.value) + other:>15} {result.unit:<8}")
     if result.ratio:
         found = result.ratio
-        cells.append(f"{found.value:>5.2f}× [{found.low:.2f} … {found.high:.2f}]")
-        cells.append(f"±{result.spread:.0%}" + (" noisy" if result.spread > NOISY else ""))
+        sure = found.low is not None and found.high is not None
+        interval = f"[{found.low:.2f} … {found.high:.2f}]" if sure else "[measured once]"
+        cells.append(f"{found.value:>5.2f}× {interval}")
+        noise = f"±{result.spread:.0%}" + (" noisy" if result.spread > NOISY else "")
+        cells += [noise] if sure else []
     cells += [f"asked {asked}"] if asked and result.value is not None else []
     return "  ".join([*cells, result.note]).rstrip()
 

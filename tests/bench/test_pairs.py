@@ -1,5 +1,7 @@
 """Medians, pairing and intervals, on times that are worked by hand."""
 
+import time
+
 import pytest
 
 from tests.bench.pairs import Rounds, alternate, ratio, spread
@@ -49,3 +51,12 @@ def test_no_round_begins_after_its_time_but_for_the_first_three():
     calls = []
     alternate({"a": lambda: calls.append(0)}, Rounds(most=50, seconds=-1.0, warm_up=0))
     assert len(calls) == 3
+
+
+def test_a_hopeless_side_is_timed_once_and_has_no_interval():
+    calls = []
+    sides = {"fast": lambda: time.sleep(0.001), "slow": lambda: (time.sleep(0.1), calls.append(0))}
+    times = alternate(sides, Rounds(most=5, warm_up=1))
+    assert len(calls) == 1 == len(times["slow"]) and len(times["fast"]) == 5
+    found = ratio(times["fast"], times["slow"])
+    assert found.value > 8 and found.low is None is found.high
