@@ -226,7 +226,7 @@ def _accelerated(subject: Subject, eight_bits: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        subject.model.accelerate(None)
+        subject.model.accelerate(Unavailable("done"))
         subject.model.eval()
 
 

@@ -113,7 +113,7 @@ def run(
         given, recipe = recipe, override(recipe, model=_sizes(model))
         objective = Finetuning(recipe, tuning, tokenizer, base, weights_digest(base))
         model = _build(model, recipe, objective, device, saved)
-        model.accelerate(kernels or None, eight_bits=dtype == torch.int8)
+        model.accelerate(kernels, eight_bits=dtype == torch.int8)
         optimizer = Optimizers(model, recipe.train.optim)
         if saved:
             state = saved.folder / "state" / "optimizer.safetensors"

@@ -64,7 +64,7 @@ def run(
         recipe = fill_sizes(recipe, data.tokenizer)
         objective = Pretraining(recipe, data)
         model, optimizer = build_model(recipe, device, saved)
-        model.accelerate(kernels or None, eight_bits=dtype == torch.int8)
+        model.accelerate(kernels, eight_bits=dtype == torch.int8)
         job = Job(
             recipe=recipe,
             folder=folder,

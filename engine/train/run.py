@@ -1,8 +1,8 @@
 """A training run from its first step to its last: steps, plans, evaluations and checkpoints.
 
-What it starts from is a `Job` (`job.py`). `go` is a generator of records, in order: `Prepared`, then `TrainStep`,
-`Plan`, `Evaluated` and `Saved` as they happen, and last `Finished` or `Interrupted`. The command
-line shows them; nothing here prints.
+What it starts from is a `Job` (`job.py`). `go` is a generator of records, in order: `Prepared`,
+then `TrainStep`, `Plan`, `Evaluated` and `Saved` as they happen, and last `Finished` or
+`Interrupted`. The command line shows them; nothing here prints.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +33,6 @@ from engine.train.gradient import Share, Sums
 from engine.train.job import Job, Objective
 from engine.train.log import MetricsLog
 from engine.train.loop import TrainStep, train
-from engine.train.optim import Optimizers
 from engine.train.plan import Plan, Planner
 from engine.train.prepare import Doing
 from engine.train.team import Team

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from engine.data.batches import Batch
+from engine.kernels.build import Unavailable
 from engine.kernels.native import Kernels
 from engine.model.products import Products, project
 from engine.train.loss import next_token_loss
@@ -49,7 +50,7 @@ def test_only_a_model_in_training_multiplies_in_8_bits(kernels: Kernels, monkeyp
     assert (model.train()(tokens) - exact).abs().max() > 1e-3
     used = []
     monkeypatch.setattr(Products, "apply", lambda *a: used.append(a) or Products.forward(None, *a))
-    model.accelerate(None)
+    model.accelerate(Unavailable("off"))
     assert torch.equal(model(tokens), exact) and not used
 
 
@@ -74,7 +75,7 @@ def test_every_family_learns_the_same_by_our_kernels(kernels: Kernels, changes, 
     tokens = torch.randint(0, 300, (1 if lengths else 3, 24), generator=random)
     batch = Batch(tokens_BT=tokens, targets_BT=tokens.roll(-1, 1), lengths=lengths)
     found = []
-    for ours, eight_bits in ((None, False), (kernels, False), (kernels, True)):
+    for ours, eight_bits in ((Unavailable("off"), False), (kernels, False), (kernels, True)):
         model.accelerate(ours, eight_bits)
         total, count = next_token_loss(model, batch, 16)
         (total / count).backward()
