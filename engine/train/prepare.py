@@ -15,12 +15,12 @@ import torch
 
 from engine import checkpoint
 from engine.config import FileFormat, Recipe
-from engine.cost import train_bytes
 from engine.data.corpora import open_corpus, scan, spool
 from engine.data.pack import PackProgress, Shards, pack, sides
 from engine.errors import CheckpointError, RecipeError
-from engine.hardware import check_memory
+from engine.hardware import check_memory, pick_dtype
 from engine.manifest import read_json, read_manifest
+from engine.memory import needed_memory, training_memory
 from engine.model.transformer import Transformer, initialise
 from engine.recipe import dump, fields, flatten, load, override, to_dict
 from engine.runs import TOKENIZER, create_run, has_begun, tidy
@@ -173,19 +173,18 @@ def fill_sizes(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
     return override(recipe, model={"vocab_size": wish or tokenizer.vocab_size})
 
 
+def predict_memory(recipe: Recipe, device: torch.device) -> dict[str, int]:
+    """Say what each part of a run takes at its peak; the recipe has every size filled in."""
+    tokens = recipe.train.batch_size // recipe.train.accumulate * recipe.data.seq_len
+    dtype = str(pick_dtype(recipe.run.dtype, device)).removeprefix("torch.")
+    return training_memory(recipe.model, recipe.train, tokens, dtype)
+
+
 def build_model(
     recipe: Recipe, device: torch.device, saved: SavedRun | None
 ) -> tuple[Transformer, Optimizers]:
     """Make the model and its optimizer: new from the seed, or exactly as they were saved."""
-    rows = recipe.train.batch_size // recipe.train.accumulate
-    needed = train_bytes(
-        recipe.model,
-        rows,
-        recipe.data.seq_len,
-        recompute=recipe.train.recompute,
-        processes=recipe.train.processes,
-    )
-    check_memory(needed, device, "training this model")
+    check_memory(needed_memory(predict_memory(recipe, device)), device, "training this model")
     if not saved:
         model = Transformer(recipe.model, recipe.train.dropout)
         initialise(model, torch.Generator().manual_seed(recipe.run.seed))
