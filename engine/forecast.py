@@ -2,8 +2,8 @@
 
     recipe ─ sizes ─ text or rows, counted ─ a few steps rehearsed ─ Forecast, or a refusal
 
-How many steps fit a budget while a run is under way is `engine/train/plan.py`'s; memory by part is
-`engine/memory.py`'s. What is refused here is refused with the reason; what is only unwise is a note.
+How many steps fit a budget, while a run is under way, is decided in `engine/train/plan.py`; memory
+by part is in `engine/memory.py`. What is known to fail is refused; what is only unwise is a note.
 
 Sources: Hoffmann et al. 2022, arXiv:2203.15556 (tokens per parameter); Muennighoff et al. 2023,
 arXiv:2305.16264 (repeated text); Gowda & May 2020, arXiv:2004.02334 (how often a token must occur).
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from engine.config import Recipe
 from engine.cost import forward_flops, lora_parameters, parameters, train_flops
@@ -144,9 +144,7 @@ def forecast(
     yield _conclude(task, memory, checkpoint, rehearsed)
 
 
-def _plan_tuning(
-    recipe: Recipe, folder: Path, checkpoints: Path, stdin: BinaryIO | None
-) -> _Task:
+def _plan_tuning(recipe: Recipe, folder: Path, checkpoints: Path, stdin: BinaryIO | None) -> _Task:
     """Read the rows as finetuning does."""
     base = find_base(recipe, folder, checkpoints)
     config, tokenizer = read_config(base), load_tokenizer(base)
@@ -245,7 +243,6 @@ def _conclude(
     added = lora_parameters(recipe.model, lora.rank, lora.targets) if lora.rank else 0
     steps, each, scoring = train.steps or None, rehearsed and rehearsed.seconds_per_step, None
     if rehearsed and each:
-        memory = memory | {"torch": rehearsed.before}
         look, last = _scoring(task, rehearsed)
         every, budget = recipe.eval.every, duration(train.budget)
         looks = (steps or budget / each) / every if every else EVALUATIONS

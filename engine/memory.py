@@ -2,7 +2,7 @@
 
     weights, gradients, optimizer    counted, to the number
     activations                      what the blocks keep for their backward pass, and its scratch
-    logits                           the chunk of the loss, and the gradients of the head
+    logits                           the chunk of the loss
     torch                            the program: code, threads, libraries
 
 The constants below are all that is fitted rather than counted: `tests/engine/test_memory.py` trains
@@ -11,49 +11,65 @@ computes otherwise, these are what changes, and nothing else in the project.
 """
 
 from engine.config import ModelConfig, TrainConfig
-from engine.cost import lora_parameters, parameters
+from engine.cost import GATED, lora_parameters, parameters
 
-TORCH = 340_000_000  # bytes of a process that has taken a step of a model of no size
-# Bytes that a block keeps per token and number of width D, of width F: by precision.
-KEPT = {"float32": (76.0, 22.0), "bfloat16": (76.0, 22.0)}
-SCRATCH = 0.0  # of one more block, while its gradient is worked out
-LOGITS = 12  # bytes per token of the loss's chunk and entry of the vocabulary
-HEAD = 8  # bytes per number of the head, for its gradient in the making
+TORCH = 400_000_000  # bytes of a run of a model of no size: program, libraries, data
+# How much more the heap grows than is alive at once, by the precision of products. glibc leaves
+# holes between aligned blocks that it cannot fill again; an allocator that can would be near 1.1.
+HEAP = {"float32": 1.6, "bfloat16": 1.57}
+RECOMPUTED = 11  # numbers of width D a block takes per token if it computes the rest again
+LOGITS = 15  # bytes per token of the loss's chunk and entry of the vocabulary
+ACCUMULATED = 8  # bytes per trained parameter, if a batch comes in parts
 
 
 def training_memory(
-    config: ModelConfig, train: TrainConfig, tokens: int, dtype: str = "float32"
+    config: ModelConfig, train: TrainConfig, rows: int, length: int, dtype: str = "float32"
 ) -> dict[str, int]:
-    """Return the bytes of each part at the peak, with `tokens` in the largest part of a batch.
+    """Return the bytes of each part at the peak, with `rows` × `length` tokens at a time.
 
     `dtype` is that of matrix products, as torch names it. With several processes, all of them
-    count: each has a gradient, activations and a torch of its own; the weights are there once.
+    count: each has gradients, activations and a torch of its own; the weights are there once.
     """
     count = parameters(config)
     total, blocks = sum(count.values()), count["attention"] + count["mlp"]
-    lora, processes = train.lora, train.processes
+    lora, processes, tokens = train.lora, train.processes, rows * length
     added = lora_parameters(config, lora.rank, lora.targets) if lora.rank else 0
     trained = added or total
     narrow = 3 * blocks if lora.rank and lora.base == "int8" else 0  # bytes that 8 bits save
     # Muon remembers one number of a matrix; AdamW two of everything, the factors of a LoRA too.
     remembered = 2 * trained - (blocks if train.optim.name == "muon" and not lora.rank else 0)
-    width, hidden = KEPT.get(dtype, KEPT["float32"])
-    block = width * config.d_model + hidden * config.d_ff
+    block = _kept(config, length)
     kept = config.n_layers * block
     if train.recompute:
-        kept = block + 4 * config.n_layers * config.d_model
+        kept = block + RECOMPUTED * config.n_layers * config.d_model
+    kept *= 4 * HEAP.get(dtype, HEAP["float32"])
     chunk = min(train.loss_chunk, tokens)
-    head = 0 if lora.rank else HEAD * config.vocab_size * config.d_model
+    gradients = 4 * trained + (ACCUMULATED * trained if train.accumulate > 1 else 0)
     return {
         "torch": processes * TORCH,
         "weights": 4 * (total + added) - narrow,
-        "gradients": processes * 4 * trained,
+        "gradients": processes * gradients,
         "optimizer": 4 * remembered,
         "activations": processes * round(kept * tokens),
-        "logits": processes * (LOGITS * chunk * config.vocab_size + head),
+        "logits": processes * LOGITS * chunk * config.vocab_size,
     }
 
 
 def needed_memory(parts: dict[str, int]) -> int:
     """Return what a process that runs already still has to get."""
     return sum(parts.values()) - TORCH
+
+
+def _kept(config: ModelConfig, length: int) -> int:
+    """Count the numbers per token that a block keeps for its backward pass.
+
+    Of width D: the stream before each branch, and normalised. Queries and keys: as projected, if
+    they are normalised, and as rotated; values; what attention returns. Of width F: what is read
+    and written by the activation and by the product with the gate.
+    """
+    normed = config.qk_norm != "none"
+    queries = (2 + normed) * config.n_heads * config.head_dim
+    keys = (2 + normed) * config.n_kv_heads * config.head_dim
+    hidden = (4 if config.activation in GATED else 2) * config.d_ff
+    scores = 2 * config.n_heads * length if config.attention_softcap else 0  # no fused kernel
+    return 4 * config.d_model + queries + keys + hidden + scores

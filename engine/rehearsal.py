@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -133,14 +133,13 @@ def measure(recipe: Recipe, tuned: Tuned | None) -> Rehearsed:
     else:
         model, optimizer = build_model(recipe, device, None)
     batches = _rows(recipe, tuned) if tuned else _windows(recipe, recipe.train.batch_size)
-    loss = partial(
-        next_token_loss, chunk=recipe.train.loss_chunk, recompute=recipe.train.recompute
-    )
+    loss = partial(next_token_loss, chunk=recipe.train.loss_chunk, recompute=recipe.train.recompute)
     dtype, seed = pick_dtype(recipe.run.dtype, device), recipe.run.seed
     share = Share(model=model, batches=batches, loss=loss, seed=seed, dtype=dtype)
     processes = recipe.train.processes
     team = Team(share, processes, threads) if processes > 1 else nullcontext(share)
     seconds: list[float] = []
+    tokens = 0
     with team as gradient:
         steps = partial(_until, seconds, time.perf_counter())
         for event in train(model, optimizer, gradient, recipe.train, start=0, steps=steps):
@@ -208,7 +207,9 @@ def _rows(recipe: Recipe, tuned: Tuned) -> Batches:
         seed=recipe.run.seed,
         packing=recipe.data.packing,
     )
-    return _LongestFirst(Mixture(packs, _windows(recipe, tuned.replayed) if tuned.replayed else None))
+    return _LongestFirst(
+        Mixture(packs, _windows(recipe, tuned.replayed) if tuned.replayed else None)
+    )
 
 
 def resident_memory() -> int:

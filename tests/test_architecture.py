@@ -14,6 +14,7 @@ FLOORS = [
     ("engine.errors",),
     ("engine.config", "engine.files"),
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
+    ("engine.memory",),
     ("engine.hardware",),
     ("engine.machine",),
     ("engine.model", "engine.weights"),
@@ -25,6 +26,8 @@ FLOORS = [
     ("engine.data",),
     ("engine.train", "engine.generate"),
     ("engine.finetune",),
+    ("engine.rehearsal",),
+    ("engine.forecast",),
     ("cli",),
 ]
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])

@@ -1,7 +1,7 @@
 """How many tokens a text has, before it is tokenised: counted if that is cheap, else estimated.
 
-    tokens packed earlier → exact        a tokenizer → bytes ÷ what it makes of a sample
-                                         none yet    → the same, by one learned from the sample
+tokens packed earlier → exact        a tokenizer → bytes ÷ what it makes of a sample
+                                     none yet    → the same, by one learned from the sample
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,9 @@ def measure_text(recipe: Recipe, folder: Path, cache: Path) -> Amount | None:
     per_token = taken / max(1, sum(map(len, used.encode_batch(sample))))
     share = 0 if valid else 1 / data.holdout
     tokens, held_bytes = (1 - share) * sizes[0] / per_token, sizes[1] or share * sizes[0]
-    how = f"estimated from {taken / 1e6:.1f} MB" + ("" if tokenizer else ", tokenizer to be learned")
+    how = f"estimated from {taken / 1e6:.1f} MB" + (
+        "" if tokenizer else ", tokenizer to be learned"
+    )
     return _amount(round(tokens), round(held_bytes / per_token), per_token, used, how)
 
 

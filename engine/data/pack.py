@@ -131,8 +131,8 @@ def _place(
 def _read_shards(place: dict[str, Any], cached: bool) -> Shards:
     """Read the sizes of finished shards."""
     meta = json.loads((place["folder"] / "shards.json").read_text(encoding="utf-8"))
-    splits = {side: Split(**meta[side]) for side in ("train", "valid")}
-    return Shards(**place, **splits, cached=cached)
+    train, valid = Split(**meta["train"]), Split(**meta["valid"])
+    return Shards(**place, train=train, valid=valid, cached=cached)
 
 
 def _write_shards(

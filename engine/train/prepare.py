@@ -175,9 +175,9 @@ def fill_sizes(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
 
 def predict_memory(recipe: Recipe, device: torch.device) -> dict[str, int]:
     """Say what each part of a run takes at its peak; the recipe has every size filled in."""
-    tokens = recipe.train.batch_size // recipe.train.accumulate * recipe.data.seq_len
+    rows = recipe.train.batch_size // recipe.train.accumulate
     dtype = str(pick_dtype(recipe.run.dtype, device)).removeprefix("torch.")
-    return training_memory(recipe.model, recipe.train, tokens, dtype)
+    return training_memory(recipe.model, recipe.train, rows, recipe.data.seq_len, dtype)
 
 
 def build_model(
