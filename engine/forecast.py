@@ -30,11 +30,11 @@ from engine.finetune.run import find_base
 from engine.hardware import check_memory, pick_device
 from engine.manifest import read_config
 from engine.memory import needed_memory
-from engine.recipe import duration, override
+from engine.recipe import duration
 from engine.rehearsal import Rehearsed, Tuned, rehearse
 from engine.text.tokenizer import load_tokenizer
 from engine.train.plan import MEASURED
-from engine.train.prepare import Doing, check_settings, predict_memory
+from engine.train.prepare import Doing, check_settings, fill_vocabulary, predict_memory
 from engine.train.run import EVALUATIONS
 from engine.train.team import check_processes
 
@@ -127,8 +127,9 @@ def forecast(
     else:
         check_settings(recipe)
         amount = measure_text(recipe, folder, cache)
-        vocabulary = amount.vocabulary if amount else recipe.tokenizer.vocab_size
-        recipe = override(recipe, model={"vocab_size": recipe.model.vocab_size or vocabulary})
+        recipe = fill_vocabulary(
+            recipe, amount.vocabulary if amount else recipe.tokenizer.vocab_size
+        )
         per_step = float(recipe.train.batch_size * recipe.data.seq_len)
         task = _Task(recipe=recipe, text=amount, tokens_per_step=per_step)
     recipe = task.recipe
@@ -219,18 +220,11 @@ def _refuse(task: _Task) -> None:
             f"train.schedule.warmup={train.schedule.warmup} is longer than the run of"
             f" {train.steps} steps: the learning rate never gets up; lower it"
         )
-    limit = 1.0 if train.optim.name == "muon" else recipe.model.d_model**-0.5
-    if train.optim.lr >= limit:
-        raise RecipeError(
-            f"train.optim.lr={train.optim.lr:g} moves a matrix in one step by as much as it is"
-            f" large (that is {limit:.2g} for {train.optim.name} at this width): it cannot settle;"
-            " leave it out, or try a tenth"
-        )
-    windows = task.text.tokens // recipe.data.seq_len if task.text else 1 << 40
-    if not task.tuned and windows < 3:
+    tokens = task.text.tokens if task.text and not task.tuned else 1 << 40
+    if (tokens - 1) // recipe.data.seq_len < 2:  # as `WindowBatches` has it
         raise DataError(
-            f"{recipe.data.train} holds about {task.text.tokens if task.text else 0:,} tokens, too"
-            f" few for data.seq_len={recipe.data.seq_len}; lower it or give more text"
+            f"{recipe.data.train} holds {tokens:,} tokens to train on, too few for data.seq_len="
+            f"{recipe.data.seq_len}; lower it or give more text"
         )
 
 
@@ -301,7 +295,7 @@ def best_parameters(flops: float, flops_per_parameter: float) -> float:
 def _notes(plan: Forecast) -> Iterator[str]:
     """Say what is unwise, and what would be wiser."""
     recipe, text = plan.recipe, plan.text
-    schedule, total = recipe.train.schedule, sum(plan.parameters.values())
+    schedule = recipe.train.schedule
     if plan.steps and schedule.name == "wsd":
         stable = (1 - schedule.decay) * plan.steps
         if schedule.warmup > stable:
@@ -309,8 +303,20 @@ def _notes(plan: Forecast) -> Iterator[str]:
                 f"the rate falls from step {stable:.0f} on, before the warm-up of"
                 f" {schedule.warmup} steps is over; lower train.schedule.warmup"
             )
-    if plan.tuned:
-        return
+    optim, width = recipe.train.optim, recipe.model.d_model
+    if optim.lr >= (1.0 if optim.name == "muon" else width**-0.5):
+        yield (
+            f"train.optim.lr={optim.lr:g} moves a matrix in a step by as much as it is large; it"
+            " will learn, but far worse than at a tenth"
+        )
+    if not plan.tuned:
+        yield from _size_notes(plan)
+        yield from _vocabulary_notes(recipe.model.vocab_size, text)
+
+
+def _size_notes(plan: Forecast) -> Iterator[str]:
+    """Hold the size of the model, and how often the text is read, against what others found."""
+    total = sum(plan.parameters.values())
     if plan.tokens and plan.flops:
         ratio = plan.tokens / total
         best = best_parameters(plan.flops, plan.flops_per_token / total)
@@ -324,14 +330,15 @@ def _notes(plan: Forecast) -> Iterator[str]:
             f"the text is read {plan.epochs:.1f} times; after {REPEATS} times repeating it teaches"
             " less and less: give more text, or fewer steps"
         )
+
+
+def _vocabulary_notes(rows: int, text: Amount | None) -> Iterator[str]:
+    """Hold the vocabulary against the text that has to teach it."""
     if text and text.tokens < SEEN * text.vocabulary:
         yield (
             f"{text.tokens:,} tokens show each of {text.vocabulary:,} entries of the vocabulary"
             f" {text.tokens / text.vocabulary:.0f} times on average; most should come"
             f" {SEEN} times: lower tokenizer.vocab_size"
         )
-    if text and recipe.model.vocab_size > text.vocabulary:
-        yield (
-            f"model.vocab_size={recipe.model.vocab_size} has"
-            f" {recipe.model.vocab_size - text.vocabulary} rows that no token uses; leave it at 0"
-        )
+    if text and rows > text.vocabulary:
+        yield f"model.vocab_size={rows} has rows that no token uses; leave it at 0"

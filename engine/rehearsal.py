@@ -12,7 +12,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -141,7 +140,7 @@ def measure(recipe: Recipe, tuned: Tuned | None) -> Rehearsed:
     seconds: list[float] = []
     tokens = 0
     with team as gradient:
-        steps = partial(_until, seconds, time.perf_counter())
+        steps = partial(_until, seconds)
         for event in train(model, optimizer, gradient, recipe.train, start=0, steps=steps):
             seconds.append(event.seconds)
             tokens = event.seen
@@ -156,7 +155,7 @@ def measure(recipe: Recipe, tuned: Tuned | None) -> Rehearsed:
     return Rehearsed(seconds=_counted(seconds), tokens=tokens, before=before, peak_memory=peak)
 
 
-def _until(seconds: Sequence[float], began: float, step: int) -> int:
+def _until(seconds: Sequence[float], step: int) -> int:
     """Tell the loop whether to take one more step: the run's length is one more, or this."""
     counted = _counted(seconds)
     enough = len(counted) >= FEWEST and sum(counted) > SECONDS

@@ -162,15 +162,14 @@ def prepare_data(
     return Data(tokenizer=tokenizer, shards=shards, dropped=dict(dropped))
 
 
-def fill_sizes(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
+def fill_vocabulary(recipe: Recipe, tokens: int) -> Recipe:
     """Give the model the tokenizer's vocabulary. Raises: RecipeError if it has a smaller one."""
     wish = recipe.model.vocab_size
-    if wish and wish < tokenizer.vocab_size:
+    if wish and wish < tokens:
         raise RecipeError(
-            f"model.vocab_size={wish} is smaller than the tokenizer's {tokenizer.vocab_size};"
-            " leave it at 0"
+            f"model.vocab_size={wish} is smaller than the tokenizer's {tokens}; leave it at 0"
         )
-    return override(recipe, model={"vocab_size": wish or tokenizer.vocab_size})
+    return override(recipe, model={"vocab_size": wish or tokens})
 
 
 def predict_memory(recipe: Recipe, device: torch.device) -> dict[str, int]:

@@ -24,7 +24,7 @@ from engine.train.prepare import (
     Data,
     build_model,
     check_settings,
-    fill_sizes,
+    fill_vocabulary,
     open_folder,
     prepare_data,
 )
@@ -57,7 +57,7 @@ def run(
     with hold(folder):
         saved = open_folder(recipe, folder, resume, force)
         data = yield from prepare_data(recipe, folder, cache, stdin)
-        recipe = fill_sizes(recipe, data.tokenizer)
+        recipe = fill_vocabulary(recipe, data.tokenizer.vocab_size)
         objective = Pretraining(recipe, data)
         model, optimizer = build_model(recipe, device, saved)
         job = Job(
