@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from engine.clock import synchronize
 from engine.errors import ResourceError
 
 
@@ -94,14 +95,6 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) 
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for queued work, so that a clock read afterwards means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def check_memory(
