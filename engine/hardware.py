@@ -1,20 +1,18 @@
-"""The machine: which device and precision to use, how fast it multiplies, how much memory it took.
+"""Using the machine: which device, precision and threads, and how much memory there is.
 
 Decisions are made by functions that are called with the recipe's wish and return the answer;
-nothing is decided at import.
+nothing is decided at import. What the machine is, and how fast, is in `engine/machine.py`.
 """
 
 import ctypes
 import os
 import resource
 import sys
-import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 
-from engine.clock import synchronize
 from engine.errors import ResourceError
 
 
@@ -80,21 +78,6 @@ def keep_heap() -> None:
         # Older ones accept at most 32 MB; and raising only the trim threshold would make it worse.
         if libc.mallopt(mmap_threshold, 1 << 30) or libc.mallopt(mmap_threshold, 1 << 25):
             libc.mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
-    """Measure the most FLOP/s this machine reaches on a square matmul, the yardstick for MFU."""
-    size = 1024 if device.type == "cpu" else 4096
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + seconds
-    torch.mm(a, b)
-    while time.perf_counter() < end:
-        synchronize(device)
-        start = time.perf_counter()
-        torch.mm(a, b)
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def check_memory(

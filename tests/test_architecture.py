@@ -15,6 +15,7 @@ FLOORS = [
     ("engine.config", "engine.files"),
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
     ("engine.hardware",),
+    ("engine.machine",),
     ("engine.model", "engine.weights"),
     ("engine.manifest",),
     ("engine.adapter_config",),

@@ -2,8 +2,7 @@
 
 What is learned is an `Objective`: `pretrain.py` makes one of a corpus, `engine/finetune` one of
 questions and answers. `go` is a generator of records, in order: `Prepared`, then `TrainStep`,
-`Plan`, `Evaluated` and `Saved` as they happen, and last `Finished` or `Interrupted`. The command
-line shows them; nothing here prints.
+`Plan`, `Evaluated` and `Saved` as they happen, and last `Finished` or `Interrupted`.
 """
 
 import dataclasses
@@ -24,7 +23,8 @@ from engine.config import Recipe
 from engine.cost import parameters, train_flops
 from engine.data.pack import PackProgress
 from engine.errors import DivergenceError, RecipeError
-from engine.hardware import matmul_peak, peak_memory
+from engine.hardware import peak_memory
+from engine.machine import matmul_peak
 from engine.manifest import read_json
 from engine.model.transformer import Transformer
 from engine.recipe import dump, duration
