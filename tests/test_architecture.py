@@ -25,6 +25,7 @@ FLOORS = [
     ("engine.data",),
     ("engine.train", "engine.generate"),
     ("engine.finetune",),
+    ("engine.bench",),
     ("cli",),
 ]
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])

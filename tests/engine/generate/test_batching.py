@@ -22,7 +22,10 @@ def test_a_batch_gives_each_row_what_it_would_get_alone(tokenizer):
     tokenizer.ends = frozenset()
     try:
         alone = [
-            [token.id for token in generate(model, tokenizer, prefill(model, p, 16), config, seed=0)]
+            [
+                token.id
+                for token in generate(model, tokenizer, prefill(model, p, 16), config, seed=0)
+            ]
             for p in PROMPTS
         ]
     finally:
