@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,13 +39,14 @@ def show_tables(
 ) -> None:
     """Print what was measured: speeds, limits, where the time went, what it costs."""
     out = console()
-    out.print(f"[dim]{machine.cpu}, {machine.cores} cores, torch {machine.torch}[/]")
+    out.print(
+        f"[dim]{machine.cpu}, {machine.cores} cores, torch {machine.torch}[/]", soft_wrap=False
+    )
     for limit in limits:
         peaks = ", ".join(f"{name} {flops / 1e12:.2f}" for name, flops in limit.peaks.items())
-        out.print(
-            f"[dim]limits, {limit.threads} threads: memory {limit.bandwidth / 1e9:.1f} GB/s,"
-            f" products in TFLOP/s {peaks}[/]"
-        )
+        threads = f"{limit.threads} thread{'s' * (limit.threads > 1)}"
+        bandwidth = f"memory {limit.bandwidth / 1e9:.1f} GB/s"
+        out.print(f"[dim]limits, {threads}: {bandwidth}; TFLOP/s: {peaks}[/]", soft_wrap=False)
     if not results:
         return
     labels = _labels([result.case for result in results])
@@ -56,8 +57,10 @@ def show_tables(
         if table.row_count:
             out.print()
             out.print(table)
+    for line in _cache_lines(results):
+        out.print(line, soft_wrap=False)
     if money and money.offers:
-        out.print(f"[dim]API prices: {money.offers[0].source}; here: electricity alone[/]")
+        out.print(f"[dim]{money.offers[0].source}; here: electricity alone[/]", soft_wrap=False)
     if any(result.noisy for result in results):
         out.print("\n[yellow]~[/] noisy: the middle half of its repetitions is over 5 % apart")
 
@@ -128,6 +131,18 @@ def _stages(results: Sequence[Result], labels: Sequence[tuple[str, str]]) -> "Ta
         parts = [f"{name} {100 * seconds / whole:.1f}%" for name, seconds in longest]
         table.add_row(*label, f"{1000 * whole:,.1f}", " · ".join(parts))
     return table
+
+
+def _cache_lines(results: Sequence[Result]) -> Iterator[str]:
+    """Say what the cache is worth: without it a token costs the more, the longer the text is."""
+    gaps = {result.case: result.gap(0.5) for result in results if result.case.what == "kv"}
+    for case, without in gaps.items():
+        kept = gaps.get(dataclasses.replace(case, cache=True))
+        if not case.cache and kept and without:
+            yield (
+                f"without its cache a token at {case.depth:,} takes {without / kept:.1f} times as"
+                f" long; a text of as many tokens, about {case.depth * without / 2:,.1f} s"
+            )
 
 
 def _prices(results: Sequence[Result], labels: Sequence[tuple[str, str]], money: Money) -> "Table":
@@ -227,7 +242,7 @@ def _show_comparison(found: Comparison) -> None:
     labels = _labels([effect.case for effect in found.effects])
     for effect, label in zip(found.effects, labels, strict=True):
         known = math.isfinite(effect.high)
-        interval = f"{_change(effect.low)} … {_change(effect.high)}" if known else "n < 4"
+        interval = f"{_change(effect.low)} … {_change(effect.high)}" if known else "too few"
         table.add_row(
             *label,
             _number(effect.a),
