@@ -24,7 +24,7 @@ from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
 from engine.train.prepare import check_settings
 
 Loader = Callable[[str], tuple[Transformer, Tokenizer]]  # the precision wished for → ready to use
-BYTES = {"fp32": 4, "bf16": 2}
+BYTES = {"fp32": 4, "bf16": 2, "auto": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,8 @@ class Subject:
 
         Raises: ResourceError if memory does not suffice.
         """
-        size = sum(parameters(self.config).values()) * BYTES.get(dtype, 1)
+        each = BYTES.get(dtype, 1) if self.folder else 4  # random weights are drawn in fp32
+        size = each * sum(parameters(self.config).values())
         check_memory(size, self.device, f"loading {self.name}", "the model, or --dtype,")
         model, tokenizer = self.load(dtype)
         endless = copy.copy(tokenizer)

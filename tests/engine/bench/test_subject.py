@@ -40,6 +40,6 @@ def test_random_ids_are_the_same_each_time_and_known():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(RecipeError, match="lm finetune"):
         from_recipe(override(RECIPE, train={"base": "x"}))
-    huge = override(RECIPE, model={"d_model": 1 << 17, "n_layers": 100, "vocab_size": 700})
+    huge = override(RECIPE, model={"d_ff": 1 << 22, "n_layers": 1000})
     with pytest.raises(ResourceError, match="loading .* needs about"):
         from_recipe(huge).loaded("fp32")
