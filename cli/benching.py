@@ -10,7 +10,7 @@ from typing import get_args
 
 from cli.bench_views import Money, check_picture, picture, show_json, show_tables
 from cli.generation import load_for
-from cli.options import Dtype, load_recipe, the_model
+from cli.options import Dtype, cache_folder, load_recipe, the_model
 from cli.render import say
 from engine.bench.cases import Case, Grid, What, expand, read_numbers, read_whats
 from engine.bench.measure import Limits, Repetition, Result, measure
@@ -114,7 +114,8 @@ def _subject(request: Request) -> Subject:
     """Find what is to be measured."""
     recipe = None
     if request.recipe:
-        recipe = from_recipe(load_recipe(request.recipe, request.overrides), request.device)
+        resolved = load_recipe(request.recipe, request.overrides)
+        recipe = from_recipe(resolved, cache_folder(), request.device)
         if request.model is None:
             return _at_temperature(recipe, request.temperature)
     folder = the_model(request.model)
@@ -125,7 +126,7 @@ def _subject(request: Request) -> Subject:
         partial(load_for, folder, request.device),
     )
     if recipe:
-        subject = replace(subject, recipe=recipe.recipe)
+        subject = replace(subject, recipe=recipe.recipe, cache=recipe.cache)
     return _at_temperature(subject, request.temperature)
 
 

@@ -30,8 +30,13 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = setting(
         "auto", "where to compute; auto takes cuda, then mps, then cpu"
     )
-    dtype: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "matmul precision; auto takes bf16 where the hardware multiplies it natively"
+    dtype: Literal["auto", "fp32", "bf16", "int8"] = setting(
+        "auto",
+        "matmul precision; auto takes bf16 where the hardware multiplies it natively, else int8 for"
+        " lm train where our kernels run, else fp32",
+    )
+    kernels: Literal["auto", "off"] = setting(
+        "auto", "our own C kernels, built by this machine's compiler; off leaves all to torch"
     )
     threads: int = setting(0, "CPU threads; 0 takes one per core", low=0, high=1024)
 

@@ -43,16 +43,19 @@ def has_fast_bf16(device: torch.device) -> bool:
     return any(features.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
-def pick_dtype(wish: str, device: torch.device) -> torch.dtype:
-    """Return the matmul precision for `auto`, `fp32` or `bf16`."""
+def pick_dtype(wish: str, device: torch.device, otherwise: str = "fp32") -> torch.dtype:
+    """Return the matmul precision for `fp32`, `bf16`, `int8` or `auto`.
+
+    That is bf16 where the device multiplies it natively, and `otherwise` elsewhere.
+    """
     if wish == "auto":
-        wish = "bf16" if has_fast_bf16(device) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[wish]
+        wish = "bf16" if has_fast_bf16(device) else otherwise
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[wish]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Run matmuls in `dtype` while weights stay fp32; does nothing for fp32."""
-    if dtype == torch.float32:
+    """Run matmuls in bf16 while weights stay fp32; does nothing for another dtype."""
+    if dtype != torch.bfloat16:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 

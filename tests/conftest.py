@@ -12,6 +12,8 @@ import torch
 from hypothesis import settings
 
 from engine.config import ModelConfig, TokenizerConfig
+from engine.kernels.build import load_kernels
+from engine.kernels.native import Kernels
 from engine.model.transformer import Transformer, initialise
 from engine.text.tokenizer import Tokenizer, learn
 
@@ -29,6 +31,30 @@ class Result:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory) -> Kernels:
+    """Our C kernels; where they cannot be had, their tests are skipped with the reason."""
+    loaded = load_kernels(shared_cache(tmp_path_factory.getbasetemp()))
+    if not loaded:
+        pytest.skip(loaded.reason)
+    return loaded
+
+
+@pytest.fixture(autouse=True)
+def _built_once(tmp_path: Path, tmp_path_factory) -> None:
+    """Let every test's own cache find the kernels that another test built."""
+    built = shared_cache(tmp_path_factory.getbasetemp()) / "kernels"
+    built.mkdir(parents=True, exist_ok=True)
+    for place in (tmp_path / "cache", tmp_path / "cache" / "lm-workbench"):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "kernels").symlink_to(built)
+
+
+def shared_cache(base: Path) -> Path:
+    """A folder for all tests of a run, whichever worker they are on."""
+    return (base.parent if "popen" in base.name else base) / "kernels-of-this-run"
 
 
 @pytest.fixture(autouse=True)

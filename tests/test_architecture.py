@@ -14,7 +14,7 @@ FLOORS = [
     ("engine.errors", "engine.clock"),
     ("engine.config", "engine.files"),
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
-    ("engine.hardware",),
+    ("engine.hardware", "engine.kernels"),
     ("engine.machine",),
     ("engine.model", "engine.weights"),
     ("engine.manifest",),

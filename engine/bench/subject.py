@@ -38,6 +38,7 @@ class Subject:
     device: torch.device
     folder: Path | None = None  # where its weights come from; without one they are random
     recipe: Recipe | None = None  # with every size filled in
+    cache: Path = Path()  # where what is built for this machine is kept
 
     def loaded(self, dtype: str) -> tuple[Transformer, Tokenizer]:
         """Return the model and its tokenizer, which knows no end: a speed has no last word.
@@ -66,7 +67,7 @@ def from_checkpoint(name: str, folder: Path, device: str, load: Loader) -> Subje
     )
 
 
-def from_recipe(recipe: Recipe, device: str = "auto") -> Subject:
+def from_recipe(recipe: Recipe, cache: Path, device: str = "auto") -> Subject:
     """Take the model of a recipe, untrained. Raises: RecipeError for a recipe of `lm finetune`."""
     check_settings(recipe)
     tokenizer = stand_in(recipe)
@@ -88,6 +89,7 @@ def from_recipe(recipe: Recipe, device: str = "auto") -> Subject:
         sample=recipe.sample,
         device=place,
         recipe=recipe,
+        cache=cache,
     )
 
 

@@ -24,7 +24,7 @@ from engine.cost import decode_bytes, decode_flops, prefill_flops, train_flops
 from engine.data.batches import WindowBatches
 from engine.generate.batching import greedy
 from engine.generate.decode import Token, generate, prefill
-from engine.hardware import keep_heap, pick_dtype
+from engine.hardware import keep_heap
 from engine.model.transformer import Transformer
 from engine.recipe import override
 from engine.text.tokenizer import Tokenizer
@@ -32,11 +32,11 @@ from engine.train.gradient import Share
 from engine.train.log import MetricsLog
 from engine.train.loop import train
 from engine.train.loss import next_token_loss
-from engine.train.prepare import build_model
+from engine.train.prepare import build_model, choose_precision
 from engine.train.team import Team, check_processes
 
 Model = tuple[Transformer, Tokenizer]
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +147,10 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
     recipe, device = override(subject.recipe, run={"dtype": case.dtype}), subject.device
     check_processes(recipe, device)
     keep_heap()
-    settings, dtype = recipe.train, pick_dtype(recipe.run.dtype, device)
+    settings = recipe.train
+    dtype, kernels = choose_precision(recipe, device, subject.cache, otherwise="int8")
     model, optimizer = build_model(recipe, device, None)
+    model.accelerate(kernels or None, eight_bits=dtype == torch.int8)
     batches = WindowBatches(
         np.random.default_rng(0).integers(
             0, recipe.model.vocab_size, 8 * settings.batch_size * (recipe.data.seq_len + 1)

@@ -25,14 +25,7 @@ from engine.finetune.answers import Question, TaskScore, answer, tally, usual_an
 from engine.finetune.forgetting import Forgetting, Text, compare, measure, take, take_tokens
 from engine.finetune.objective import Finetuning
 from engine.finetune.prepare import Side, Tuning, check_settings, own_text, read_rows
-from engine.hardware import (
-    check_memory,
-    keep_heap,
-    peak_memory,
-    pick_device,
-    pick_dtype,
-    use_threads,
-)
+from engine.hardware import check_memory, keep_heap, peak_memory, pick_device, use_threads
 from engine.model.lora import add_lora
 from engine.model.transformer import Transformer
 from engine.recipe import override
@@ -40,7 +33,7 @@ from engine.runs import find, hold
 from engine.text.tokenizer import Tokenizer
 from engine.train.evaluate import documents
 from engine.train.optim import Optimizers
-from engine.train.prepare import Doing, SavedRun, open_folder
+from engine.train.prepare import Doing, SavedRun, choose_precision, open_folder
 from engine.train.run import Event, Finished, Job, go
 from engine.train.team import check_processes
 
@@ -92,6 +85,7 @@ def run(
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     check_processes(recipe, device)
+    dtype, kernels = choose_precision(recipe, device, cache, otherwise="fp32")
     base = _find_base(recipe, folder, checkpoints)
     # What is there is replaced when base, rows and memory are good; a pipe can be read only once.
     late = force and not resume and recipe.data.train != "-"
@@ -118,6 +112,7 @@ def run(
         given, recipe = recipe, override(recipe, model=_sizes(model))
         objective = Finetuning(recipe, tuning, tokenizer, base, weights_digest(base))
         model = _build(model, recipe, objective, device, saved)
+        model.accelerate(kernels or None, eight_bits=dtype == torch.int8)
         optimizer = Optimizers(model, recipe.train.optim)
         if saved:
             state = saved.folder / "state" / "optimizer.safetensors"
@@ -135,7 +130,8 @@ def run(
             optimizer=optimizer,
             saved=saved,
             device=device,
-            dtype=pick_dtype(recipe.run.dtype, device),
+            dtype=dtype,
+            kernels=kernels,
             threads=threads,
             base=base if recipe.train.lora.rank else None,
             kept={"now": began},

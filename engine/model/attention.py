@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import ModelConfig
+from engine.kernels.native import Kernels
 from engine.model.cache import FullLayer, WindowLayer
 from engine.model.norm import make_norm
+from engine.model.products import project
 from engine.model.rope import rotate
 
 
@@ -53,8 +55,39 @@ def visible(q_position_T: Tensor, k_position_S: Tensor, window: int) -> Tensor:
     return mask_TS & (distance_TS < window) if window else mask_TS
 
 
+class CausalAttention(torch.autograd.Function):
+    """The plain triangle without a cache, as training sees it, in our own kernel."""
+
+    @staticmethod
+    def forward(ctx, kernels: Kernels, q_BTNH, k_BTKH, v_BTKH, scale, lengths):
+        """Shapes: → y_BTNH; every text of these lengths on its own."""
+        inputs = [x.contiguous() for x in (q_BTNH, k_BTKH, v_BTKH)]
+        y_BTNH = torch.empty_like(inputs[0])
+        lses = []
+        for y, *text in zip(*(x.split(lengths, dim=1) for x in (y_BTNH, *inputs)), strict=True):
+            lses.append(kernels.attention(*text, scale, onto=y))
+        ctx.save_for_backward(*inputs, y_BTNH, *lses)
+        ctx.kernels, ctx.scale, ctx.lengths = kernels, scale, lengths
+        return y_BTNH
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the gradients of q, k and v."""
+        q, k, v, y, *lses = ctx.saved_tensors
+        gradients = [torch.empty_like(x) for x in (q, k, v)]
+        dy = grad_outputs[0].contiguous()
+        cut = (x.split(ctx.lengths, dim=1) for x in (q, k, v, y, dy, *gradients))
+        for lse, q, k, v, y, dy, *onto in zip(lses, *cut, strict=True):
+            ctx.kernels.attention_gradient(q, k, v, y, lse, dy, ctx.scale, onto=onto)
+        return None, *gradients, None, None
+
+
 class Attention(nn.Module):
     """Project to queries, keys and values, attend, project back."""
+
+    kernels: Kernels | None = None
+    eight_bits: bool = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -90,24 +123,45 @@ class Attention(nn.Module):
         `lengths`, x holds texts of these lengths, and the mask, of the longest, is for each.
         """
         B, T, _ = x_BTD.shape
-        q_BNTH = self._heads(self.q_proj(x_BTD), self.q_norm)
-        k_BKTH = self._heads(self.k_proj(x_BTD), self.k_norm)
-        v_BKTH = self.v_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
+        eight = self.kernels if self.eight_bits and self.training else None
+        q_BTW, k_BTW, v_BTW = project(x_BTD, [self.q_proj, self.k_proj, self.v_proj], eight)
+        q_BTNH, k_BTKH = self._heads(q_BTW, self.q_norm), self._heads(k_BTW, self.k_norm)
+        v_BTKH = v_BTW.view(B, T, -1, self.head_dim)
         if rope is not None:
-            q_BNTH, k_BKTH = rotate(q_BNTH, *rope), rotate(k_BKTH, *rope)
+            q_BTNH, k_BTKH = (rotate(x, *rope, self.kernels) for x in (q_BTNH, k_BTKH))
+        native = causal and cache is None and not self.softcap and not self.head_dim % 16
+        if self.kernels and native:
+            y_BTNH = CausalAttention.apply(
+                self.kernels, q_BTNH, k_BTKH, v_BTKH, self.scale, lengths or (T,)
+            )
+        else:
+            y_BTNH = self._gather(q_BTNH, k_BTKH, v_BTKH, mask_TS, causal, cache, length, lengths)
+        return project(y_BTNH.reshape(B, T, -1), [self.o_proj], eight)[0]
+
+    def _gather(
+        self,
+        q_BTNH: Tensor,
+        k_BTKH: Tensor,
+        v_BTKH: Tensor,
+        mask_TS: Tensor | None,
+        causal: bool,
+        cache: FullLayer | WindowLayer | None,
+        length: int,
+        lengths: Sequence[int],
+    ) -> Tensor:
+        """Attend by torch's kernels, over the cache or text by text. Shapes: → y_BTNH."""
+        q_BNTH, k_BKTH, v_BKTH = (x.transpose(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
         if cache is not None:
             k_BKTH, v_BKTH = cache.update(length, k_BKTH, v_BKTH)
         k_BKTH, v_BKTH = k_BKTH.to(q_BNTH.dtype), v_BKTH.to(q_BNTH.dtype)
-        if lengths:
-            cut = [x.split(list(lengths), dim=2) for x in (q_BNTH, k_BKTH, v_BKTH)]
-            texts = [
-                self._attend(q, k, v, None if mask_TS is None else mask_TS[:n, :n], causal)
-                for q, k, v, n in zip(*cut, lengths, strict=True)
-            ]
-            y_BNTH = torch.cat(texts, dim=2)
-        else:
-            y_BNTH = self._attend(q_BNTH, k_BKTH, v_BKTH, mask_TS, causal)
-        return self.o_proj(y_BNTH.transpose(1, 2).reshape(B, T, -1))
+        if not lengths:
+            return self._attend(q_BNTH, k_BKTH, v_BKTH, mask_TS, causal).transpose(1, 2)
+        cut = [x.split(list(lengths), dim=2) for x in (q_BNTH, k_BKTH, v_BKTH)]
+        texts = [
+            self._attend(q, k, v, None if mask_TS is None else mask_TS[:n, :n], causal)
+            for q, k, v, n in zip(*cut, lengths, strict=True)
+        ]
+        return torch.cat(texts, dim=2).transpose(1, 2)
 
     def _attend(
         self, q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_TS: Tensor | None, causal: bool
@@ -129,8 +183,7 @@ class Attention(nn.Module):
         )
 
     def _heads(self, x_BTW: Tensor, norm: nn.Module) -> Tensor:
-        """Part a projection of width W = heads · H into normalised heads, as B heads T H."""
-        B, T, _ = x_BTW.shape
+        """Part a projection of width W = heads · H into normalised heads, as B T heads H."""
         x_BTW = norm(x_BTW) if self.whole else x_BTW
-        x_BTNH = x_BTW.view(B, T, -1, self.head_dim)
-        return (x_BTNH if self.whole else norm(x_BTNH)).transpose(1, 2)
+        x_BTNH = x_BTW.view(*x_BTW.shape[:2], -1, self.head_dim)
+        return x_BTNH if self.whole else norm(x_BTNH)

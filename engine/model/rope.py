@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.config import ModelConfig, RopeScaling
+from engine.kernels.native import Kernels
 
 
 def frequencies(config: ModelConfig, local: bool = False, long: bool = False) -> Tensor:
@@ -90,34 +91,40 @@ class Rotation(torch.autograd.Function):
     """Rotate pairs by an angle; the gradient is rotated back by the same angle."""
 
     @staticmethod
-    def forward(ctx, x_BNTH, cos_TH, sin_TH):
-        """Shapes: x_BNTH → the same."""
+    def forward(ctx, x_BTNH, cos_TH, sin_TH, kernels: Kernels | None):
+        """Shapes: x_BTNH → the same."""
         ctx.save_for_backward(cos_TH, sin_TH)
-        return _turn(x_BNTH, cos_TH, sin_TH)
+        ctx.kernels = kernels
+        return _turn(x_BTNH, cos_TH, sin_TH, 1, kernels)
 
     @staticmethod
     def backward(ctx, *grad_outputs):
         """Rotate the gradient by minus the angle: a rotation's transpose is its inverse."""
         cos_TH, sin_TH = ctx.saved_tensors
-        return _turn(grad_outputs[0], cos_TH, -sin_TH), None, None
+        return _turn(grad_outputs[0], cos_TH, sin_TH, -1, ctx.kernels), None, None, None
 
 
-def _turn(x_BNTH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
+def _turn(
+    x_BTNH: Tensor, cos_TH: Tensor, sin_TH: Tensor, sign: int, kernels: Kernels | None
+) -> Tensor:
     """Compute (a·cos - b·sin, b·cos + a·sin) for the halves a and b of every head."""
-    half = x_BNTH.shape[-1] // 2
-    a, b = x_BNTH[..., :half], x_BNTH[..., half:]
-    y_BNTH = x_BNTH * cos_TH
-    y_BNTH[..., :half].addcmul_(b, sin_TH[:, :half], value=-1)
-    y_BNTH[..., half:].addcmul_(a, sin_TH[:, half:])
-    return y_BNTH
+    if kernels:
+        return kernels.rotate(x_BTNH.contiguous(), cos_TH, sin_TH, float(sign))
+    width = cos_TH.shape[-1]
+    cos_T1H, sin_T1H = cos_TH[:, None, :], sign * sin_TH[:, None, : width // 2]
+    a, b = x_BTNH[..., : width // 2], x_BTNH[..., width // 2 : width]
+    y_BTNH = x_BTNH.clone()
+    y_BTNH[..., :width] *= cos_T1H
+    y_BTNH[..., : width // 2].addcmul_(b, sin_T1H, value=-1)
+    y_BTNH[..., width // 2 : width].addcmul_(a, sin_T1H)
+    return y_BTNH
 
 
-def rotate(x_BNTH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
+def rotate(
+    x_BTNH: Tensor, cos_TH: Tensor, sin_TH: Tensor, kernels: Kernels | None = None
+) -> Tensor:
     """Rotate the pairs of every head by its position's angle; keeps x's dtype.
 
     Numbers of a head beyond the width of the angles stay as they are (partial rotary).
     """
-    width = cos_TH.shape[-1]
-    y_BNTH = Rotation.apply(x_BNTH[..., :width].float(), cos_TH, sin_TH).to(x_BNTH.dtype)
-    rest_BNTH = x_BNTH[..., width:]
-    return torch.cat((y_BNTH, rest_BNTH), dim=-1) if rest_BNTH.shape[-1] else y_BNTH
+    return Rotation.apply(x_BTNH.float(), cos_TH, sin_TH, kernels).to(x_BTNH.dtype)

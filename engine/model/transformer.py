@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.config import ModelConfig
+from engine.kernels.native import Kernels
 from engine.model.attention import Attention, visible
 from engine.model.cache import FullLayer, KVCache, WindowLayer
 from engine.model.norm import make_norm
+from engine.model.products import project
 from engine.model.rope import attention_factor, frequencies, rotation
 
 
@@ -38,11 +40,33 @@ ACTIVATIONS = {
 }
 
 
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) · up in one pass over memory, and its gradient in another."""
+
+    @staticmethod
+    def forward(ctx, kernels: Kernels, gate, up):
+        """Shapes: two alike → the same."""
+        ctx.save_for_backward(gate, up)
+        ctx.kernels = kernels
+        return kernels.swiglu(gate, up)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the gradients of gate and up."""
+        gate, up = ctx.saved_tensors
+        return None, *ctx.kernels.swiglu_gradient(gate, up, grad_outputs[0].contiguous())
+
+
 class MLP(nn.Module):
     """Widen, bend, narrow: the part of a block that works on each token alone."""
 
+    kernels: Kernels | None = None
+    eight_bits: bool = False
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.swiglu = config.activation == "swiglu"
         self.activation, gated = ACTIVATIONS[config.activation]
         D, F_ = config.d_model, config.d_ff
         self.gate_proj = nn.Linear(D, F_, bias=config.mlp_bias) if gated else None
@@ -51,10 +75,16 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Shapes: BTD → BTD."""
-        up_BTF = self.up_proj(x_BTD)
+        eight = self.kernels if self.eight_bits and self.training else None
         if self.gate_proj is None:
-            return self.down_proj(self.activation(up_BTF))
-        return self.down_proj(self.activation(self.gate_proj(x_BTD)) * up_BTF)
+            wide_BTF = self.activation(*project(x_BTD, [self.up_proj], eight))
+        else:
+            gate_BTF, up_BTF = project(x_BTD, [self.gate_proj, self.up_proj], eight)
+            if self.kernels and self.swiglu:
+                wide_BTF = SwiGLU.apply(self.kernels, gate_BTF, up_BTF)
+            else:
+                wide_BTF = self.activation(gate_BTF) * up_BTF
+        return project(wide_BTF, [self.down_proj], eight)[0]
 
 
 class Block(nn.Module):
@@ -98,6 +128,9 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
 class Transformer(nn.Module):
     """A decoder-only transformer, stateless: everything that changes is an argument."""
 
+    kernels: Kernels | None = None
+    eight_bits: bool = False
+
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
@@ -109,6 +142,18 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+
+    def accelerate(self, kernels: Kernels | None, eight_bits: bool = False) -> None:
+        """Compute by our own kernels, or with None by torch alone; fp32 on the CPU only.
+
+        With `eight_bits`, a model that is in training multiplies in 8 bits.
+        """
+        assert kernels or not eight_bits
+        for module in self.modules():
+            if hasattr(type(module), "kernels"):
+                module.kernels = kernels  # type: ignore[assignment]
+            if hasattr(type(module), "eight_bits"):
+                module.eight_bits = eight_bits  # type: ignore[assignment]
 
     def forward(
         self, tokens_BT: Tensor, cache: KVCache | None = None, *, causal: bool = True

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.clock import IDLE, Clock
 from engine.data.batches import IGNORE, Batch
+from engine.kernels.native import Kernels
 from engine.model.transformer import Transformer
 
 
@@ -36,34 +37,26 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_ND, weight_VD, targets_N, chunk, cap):
+    def forward(ctx, x_ND, weight_VD, targets_N, chunk, cap, kernels=None, eight_bits=False):
         """Shapes: x_ND and targets_N → sum of nats, a scalar in fp32."""
-        kept = targets_N != IGNORE
-        index_N = targets_N.where(kept, 0)
+        kept_N = targets_N != IGNORE
+        index_N = targets_N.where(kept_N, 0)
+        learns_x, learns_weight = ctx.needs_input_grad[:2]  # a frozen head has none to work out
         grad_x_ND = torch.empty_like(x_ND)
-        learns = ctx.needs_input_grad[1]  # a frozen head has no gradient to work out
-        grad_weight_VD = torch.zeros_like(weight_VD) if learns else None
+        grad_weight_VD = torch.zeros_like(weight_VD) if learns_weight else None
+        head = EightBitHead(kernels, weight_VD) if eight_bits else Head(weight_VD)
         total = torch.zeros((), device=x_ND.device)
         for start in range(0, x_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
-            index, keep = index_N[rows, None], kept[rows, None]
-            logits = (x_ND[rows] @ weight_VD.T).float()
-            if cap:
-                logits = cap * torch.tanh(logits / cap)
-            log_probs = logits.log_softmax(-1)
-            total -= (log_probs.gather(1, index) * keep).sum()
-            if not ctx.needs_input_grad[0]:
+            keep_N = kept_N[rows]
+            logits = head.logits(x_ND[rows])
+            nats_N, grad = surprise(logits, index_N[rows], cap, kernels)
+            total += (nats_N * keep_N).sum()
+            if not learns_x:
                 continue
-            grad = log_probs.exp_()  # softmax; minus the one-hot target it is the gradient
-            grad.scatter_add_(1, index, grad.new_full(index.shape, -1.0))
-            if cap:
-                grad *= 1 - (logits / cap) ** 2
-            if not keep.all():
-                grad *= keep
-            grad = grad.to(x_ND.dtype)
-            grad_x_ND[rows] = grad @ weight_VD
-            if grad_weight_VD is not None:
-                grad_weight_VD += grad.T @ x_ND[rows]
+            if not keep_N.all():
+                grad *= keep_N[:, None]
+            head.gradient(grad.to(x_ND.dtype), grad_x_ND[rows], grad_weight_VD)
         ctx.save_for_backward(grad_x_ND, grad_weight_VD)
         return total
 
@@ -73,7 +66,69 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         (scale,) = grad_outputs
         grad_x_ND, grad_weight_VD = ctx.saved_tensors
         grad_weight_VD = None if grad_weight_VD is None else grad_weight_VD * scale
-        return grad_x_ND * scale, grad_weight_VD, None, None, None
+        return grad_x_ND * scale, grad_weight_VD, None, None, None, None, None
+
+
+def surprise(
+    logits_NV: Tensor, targets_N: Tensor, cap: float, kernels: Kernels | None
+) -> tuple[Tensor, Tensor]:
+    """Return each target's nats, and their gradient in the place of the logits."""
+    if kernels:
+        return kernels.softmax_loss(logits_NV, targets_N, cap), logits_NV
+    logits_NV = logits_NV.float()
+    if cap:
+        logits_NV = cap * torch.tanh(logits_NV / cap)
+    log_probs_NV = logits_NV.log_softmax(-1)
+    nats_N = -log_probs_NV.gather(1, targets_N[:, None])[:, 0]
+    grad_NV = log_probs_NV.exp_()  # softmax; minus the one-hot target it is the gradient
+    grad_NV.scatter_add_(1, targets_N[:, None], grad_NV.new_full((len(targets_N), 1), -1.0))
+    if cap:
+        grad_NV *= 1 - (logits_NV / cap) ** 2
+    return nats_N, grad_NV
+
+
+class Head:
+    """The output head's three products, exactly."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        self.weight_VD = weight_VD
+
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """Return x Wᵀ and remember x."""
+        self.x_ND = x_ND
+        return x_ND @ self.weight_VD.T
+
+    def gradient(self, grad_NV: Tensor, grad_x_ND: Tensor, grad_weight_VD: Tensor | None) -> None:
+        """Write the gradient of x, add that of W."""
+        torch.mm(grad_NV, self.weight_VD, out=grad_x_ND)
+        if grad_weight_VD is not None:
+            grad_weight_VD += grad_NV.T @ self.x_ND
+
+
+class EightBitHead:
+    """The same products in 8 bits; in twice 8 bits for the gradient of the logits.
+
+    A row of it holds one number near -1 and thousands of probabilities: with a single digit they
+    would all be zero, and no logit would ever be pushed down.
+    """
+
+    def __init__(self, kernels: Kernels, weight_VD: Tensor) -> None:
+        self.kernels = kernels
+        self.by_row, self.by_column = kernels.weave(weight_VD, rows="right", columns="right")
+
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """Return x Wᵀ and remember x."""
+        x, self.x = self.kernels.weave(x_ND, rows="left", columns="right")
+        return self.kernels.multiply(x, self.by_row)
+
+    def gradient(self, grad_NV: Tensor, grad_x_ND: Tensor, grad_weight_VD: Tensor | None) -> None:
+        """Write the gradient of x, add that of W."""
+        grad_x_ND.zero_()
+        for digit in (1, 2):
+            grad, across = self.kernels.weave(grad_NV, rows="left", columns="left", digit=digit)
+            self.kernels.multiply(grad, self.by_column, onto=grad_x_ND)
+            if grad_weight_VD is not None:
+                self.kernels.multiply(across, self.x, onto=grad_weight_VD)
 
 
 def next_token_loss(
@@ -95,8 +150,15 @@ def next_token_loss(
     kept_N = targets_N != IGNORE
     if not kept_N.all():  # what is not learned needs no logits
         x_ND, targets_N = x_ND[kept_N], targets_N[kept_N]
+    eight_bits = model.eight_bits and model.training
     total = ChunkedCrossEntropy.apply(
-        x_ND, model.lm_head.weight, targets_N, chunk, model.config.logit_softcap
+        x_ND,
+        model.lm_head.weight,
+        targets_N,
+        chunk,
+        model.config.logit_softcap,
+        model.kernels,
+        eight_bits,
     )
     count = kept_N.sum()
     clock.lap("loss")

@@ -18,8 +18,10 @@ from engine.config import FileFormat, Recipe
 from engine.cost import train_bytes
 from engine.data.corpora import open_corpus, scan, spool
 from engine.data.pack import PackProgress, Shards, pack, sides
-from engine.errors import CheckpointError, RecipeError
-from engine.hardware import check_memory
+from engine.errors import CheckpointError, RecipeError, ResourceError
+from engine.hardware import check_memory, pick_dtype
+from engine.kernels.build import Unavailable, load_kernels
+from engine.kernels.native import Kernels
 from engine.manifest import read_json, read_manifest
 from engine.model.transformer import Transformer, initialise
 from engine.recipe import dump, fields, flatten, load, override, to_dict
@@ -160,6 +162,30 @@ def prepare_data(
     shards = yield from pack(train, valid, tokenizer, data.holdout, cache)
     dropped = train[1].dropped + (valid[1].dropped if valid else Counter())
     return Data(tokenizer=tokenizer, shards=shards, dropped=dict(dropped))
+
+
+def choose_precision(
+    recipe: Recipe, device: torch.device, cache: Path, otherwise: str
+) -> tuple[torch.dtype, Kernels | Unavailable]:
+    """Choose how to multiply and by whose kernels: what the recipe asks for, else the fastest here.
+
+    Where bf16 is not native, `auto` takes int8 if `otherwise` says so and there are kernels for it.
+
+    Raises: ResourceError if 8 bits are asked for and cannot be had.
+    """
+    kernels: Kernels | Unavailable = Unavailable("run.kernels is off")
+    if device.type != "cpu":
+        kernels = Unavailable("they are for a CPU")
+    elif recipe.run.kernels == "auto":
+        kernels = load_kernels(cache)
+    dtype = pick_dtype(recipe.run.dtype, device, otherwise if kernels else "fp32")
+    if dtype == torch.int8 and not kernels:
+        raise ResourceError(
+            f"run.dtype=int8 needs our C kernels, and {kernels.reason}; use run.dtype=auto"
+        )
+    if dtype == torch.bfloat16:
+        kernels = Unavailable("they multiply fp32 and int8")
+    return dtype, kernels
 
 
 def fill_sizes(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:

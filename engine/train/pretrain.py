@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
 from engine.config import Recipe
 from engine.data.batches import WindowBatches
-from engine.hardware import keep_heap, pick_device, pick_dtype, use_threads
+from engine.hardware import keep_heap, pick_device, use_threads
 from engine.model.transformer import Transformer
 from engine.runs import hold
 from engine.train.evaluate import Score, score
@@ -24,6 +25,7 @@ from engine.train.prepare import (
     Data,
     build_model,
     check_settings,
+    choose_precision,
     fill_sizes,
     open_folder,
     prepare_data,
@@ -54,12 +56,14 @@ def run(
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     check_processes(recipe, device)
+    dtype, kernels = choose_precision(recipe, device, cache, otherwise="int8")
     with hold(folder):
         saved = open_folder(recipe, folder, resume, force)
         data = yield from prepare_data(recipe, folder, cache, stdin)
         recipe = fill_sizes(recipe, data.tokenizer)
         objective = Pretraining(recipe, data)
         model, optimizer = build_model(recipe, device, saved)
+        model.accelerate(kernels or None, eight_bits=dtype == torch.int8)
         job = Job(
             recipe=recipe,
             folder=folder,
@@ -69,7 +73,8 @@ def run(
             optimizer=optimizer,
             saved=saved,
             device=device,
-            dtype=pick_dtype(recipe.run.dtype, device),
+            dtype=dtype,
+            kernels=kernels,
             threads=threads,
         )
         yield from go(job, stop)

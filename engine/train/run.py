@@ -24,6 +24,8 @@ from engine.cost import parameters, train_flops
 from engine.data.pack import PackProgress
 from engine.errors import DivergenceError, RecipeError
 from engine.hardware import peak_memory
+from engine.kernels.build import Unavailable
+from engine.kernels.native import Kernels
 from engine.machine import matmul_peak
 from engine.manifest import read_json
 from engine.model.transformer import Transformer
@@ -85,6 +87,7 @@ class Job:
     saved: SavedRun | None  # where to go on from
     device: torch.device
     dtype: torch.dtype
+    kernels: Kernels | Unavailable
     threads: int
     base: Path | None = None  # what a model with LoRA stands beside
     kept: Mapping[str, Any] = field(default_factory=dict)  # what preparing it again will need
@@ -169,6 +172,7 @@ def go(job: Job, stop: Callable[[], bool]) -> Iterator[Event]:
             " anew"
         )
     machine = {"device": str(job.device), "dtype": str(job.dtype).removeprefix("torch.")}
+    machine |= {"kernels": "ours" if job.kernels else f"torch's: {job.kernels.reason}"}
     machine |= {"threads": str(job.threads), "processes": str(recipe.train.processes)} | versions()
     before = saved.state["machine"] if saved else machine
     prepared = Prepared(

@@ -11,7 +11,7 @@ import pytest
 from engine.bench import measure as measuring
 from tests.conftest import command_environment
 
-TINY = ["smoke", "--tokens", "4", "--repeats", "4", "--threads", "1"]
+TINY = ["smoke", 'run.kernels="off"', "--tokens", "4", "--repeats", "4", "--threads", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_a_checkpoint_as_json_and_recorded(run, tmp_path):
     trained = run("train", "smoke", "train.steps=1", "model.d_model=16", "-q")
     assert trained.code == 0, trained.err
     words = ["-m", "smoke", "--what", "load,decode", "--depth", "8", "--record", "r.jsonl"]
-    result = run("bench", *TINY[1:], *words, "--json", "-q")
+    result = run("bench", *TINY[2:], *words, "--json", "-q")
     assert result.code == 0 and result.err == ""
     found = json.loads(result.out)
     assert found["schema"] == "lm/bench/1" and found["machine"]["torch"]
@@ -84,7 +84,7 @@ def test_compare_pairs_fails_when_told_and_only_then(run, tmp_path):
         (["--depth", "4000"], 6, "exceed the context of 256"),
         (["--tokens", "300", "--what", "batch"], 6, "leave no room"),
         (["--threads", "2000"], 2, "at most 1024"),
-        (["--dtype", "fp64"], 2, "'fp64' is not one of auto, bf16, fp32"),
+        (["--dtype", "fp64"], 2, "'fp64' is not one of auto, bf16, fp32, int8"),
         (["--record", "no/r.jsonl"], 4, "no/r.jsonl: cannot be written"),
         (["--plot", "x.gif"], 2, "must end in .png or .svg"),
         (["--watts", "65"], 2, "both --watts and --price-kwh"),

@@ -8,7 +8,7 @@ from engine.bench import measure as measuring
 from engine.bench.cases import Case, Grid, expand
 from engine.bench.measure import Limits, Repetition, Result, measure
 from engine.bench.subject import from_recipe
-from tests.engine.bench.test_subject import RECIPE
+from tests.engine.bench.test_subject import CACHE, RECIPE
 
 WORKS = ("prefill", "decode", "batch", "kv")
 STAGES = {
@@ -33,7 +33,7 @@ def training(**changes):
 
 def measured(what, repeats=2, subject=None):
     """Measure all cases of a work on the tiny model."""
-    subject = subject or from_recipe(RECIPE)
+    subject = subject or from_recipe(RECIPE, CACHE)
     grid = Grid(prompt=(60,), depth=(40,), batch=(3,), tokens=20)
     cases = [training()] if what == "train" else expand(what, grid, "m", 128)[0]
     return list(measure(subject, cases, repeats=repeats))

@@ -14,7 +14,7 @@ from engine.clock import Clock
 from engine.config import SampleConfig
 from engine.generate.decode import generate, prefill
 from tests.conftest import make_model
-from tests.engine.bench.test_subject import RECIPE
+from tests.engine.bench.test_subject import CACHE, RECIPE
 
 
 def case(what, **changes):
@@ -38,7 +38,7 @@ def test_decoding_is_generate_itself(monkeypatch):
     made = []
     write = work._write
     monkeypatch.setattr(work, "_write", lambda s, c: write((made.append(t.id) or t for t in s), c))
-    subject = from_recipe(RECIPE)
+    subject = from_recipe(RECIPE, CACHE)
     model = subject.loaded("fp32")
     doing = decoding(case("decode", depth=9, tokens=12), subject, model, Clock())
     assert doing.do().tokens == 11
@@ -52,7 +52,7 @@ def test_training_is_train_itself():
     """Each repetition is one update of the recipe's model by its own optimizer."""
     from engine.train.prepare import build_model
 
-    subject = from_recipe(RECIPE)
+    subject = from_recipe(RECIPE, CACHE)
     assert subject.recipe
     clock, seen = Clock(), []
     with training(case("train", batch=8, prompt=64), subject, clock) as work:
@@ -71,7 +71,7 @@ def test_training_is_train_itself():
 @pytest.mark.slow
 def test_measuring_costs_at_most_two_percent():
     """`lm bench` beside the plain loop of `lm generate`, in alternating pairs."""
-    subject = from_recipe(RECIPE)
+    subject = from_recipe(RECIPE, CACHE)
     model = subject.loaded("fp32")
     clock = Clock()
     doing = decoding(case("decode", depth=9, tokens=100), subject, model, clock)

@@ -39,8 +39,8 @@ def by_formula(attention: Attention, config: ModelConfig, x, rope, mask_TS):
             y = y * (y.square().mean(-1, keepdim=True) + config.norm_eps).rsqrt() * norm.weight
         if config.qk_norm == "width":
             y = y.unflatten(-1, (-1, config.head_dim))
-        y = y.transpose(1, 2)
-        return rotate(y, *rope) if turn and rope else y
+        y = rotate(y, *rope) if turn and rope else y
+        return y.transpose(1, 2)
 
     q = heads(attention.q_proj, attention.q_norm, True)
     k = heads(attention.k_proj, attention.k_norm, True)

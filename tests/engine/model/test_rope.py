@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from engine.config import ModelConfig, RopeScaling
-from engine.model.rope import Rotation, attention_factor, frequencies, rotate, rotation
+from engine.model.rope import Rotation, attention_factor, frequencies, rotation
+from engine.model.rope import rotate as rotate_BTNH
 
 
 def table(head_dim: int, length: int = 1100, theta: float = 10000.0):
@@ -18,6 +19,11 @@ def table(head_dim: int, length: int = 1100, theta: float = 10000.0):
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rotate(x_BNTH: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Heads before tokens, as transformers has them."""
+    return rotate_BTNH(x_BNTH.transpose(1, 2), cos, sin).transpose(1, 2)
 
 
 def test_a_pair_turns_by_its_position_by_hand():
@@ -87,9 +93,9 @@ def test_position_zero_is_the_identity():
 
 def test_the_gradient_turns_back():
     cos, sin = (t[:5].double() for t in table(6))
-    x = normal(2, 3, 5, 6).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: Rotation.apply(x, cos, sin), (x,))
-    assert torch.autograd.gradgradcheck(lambda x: Rotation.apply(x, cos, sin), (x,))
+    x = normal(2, 5, 3, 6).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: Rotation.apply(x, cos, sin, None), (x,))
+    assert torch.autograd.gradgradcheck(lambda x: Rotation.apply(x, cos, sin, None), (x,))
 
 
 def test_bf16_in_bf16_out_computed_in_fp32_and_the_input_stays():

@@ -1,0 +1,90 @@
+"""The library is built once, whole or not at all, and what is missing is said."""
+
+import os
+import pickle
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.kernels import build as building
+from engine.kernels.build import FLAGS, SOURCES, Unavailable, load_kernels
+
+
+def test_built_once_and_found_again(kernels, tmp_path):
+    place = tmp_path / "elsewhere"
+    first = load_kernels(place)
+    [made] = (place / "kernels").iterdir()
+    stamp = made.stat().st_mtime_ns
+    assert first and load_kernels(place).path == made and made.stat().st_mtime_ns == stamp
+    again = pickle.loads(pickle.dumps(first))
+    assert again.norm(torch.ones(2, 4), torch.ones(4), 0.0)[0].tolist() == [[1.0] * 4] * 2
+
+
+def test_another_source_is_another_library(kernels, tmp_path, monkeypatch):
+    changed = tmp_path / "fused.c"
+    shutil.copy(SOURCES[1], changed)
+    changed.write_text(changed.read_text() + "\nlong changed(void) { return 42; }\n")
+    before = load_kernels(tmp_path / "elsewhere").path
+    monkeypatch.setattr(building, "SOURCES", [SOURCES[0], changed])
+    assert load_kernels(tmp_path / "elsewhere").path != before
+
+
+def test_no_compiler_no_instructions_no_folder(kernels, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(building.shutil, "which", lambda name: None)
+        found = load_kernels(tmp_path)
+        assert not found and found == Unavailable("no C compiler (cc) was found")
+    with monkeypatch.context() as patch:
+        patch.setattr(building.torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+        assert "avx512_vnni" in load_kernels(tmp_path).reason
+    with monkeypatch.context() as patch:
+        broken = tmp_path / "products.c"
+        broken.write_text("int f(void) { return nothing; }")
+        patch.setattr(building, "SOURCES", [broken])
+        assert "nothing" in load_kernels(tmp_path / "elsewhere").reason
+        assert not list((tmp_path / "elsewhere" / "kernels").iterdir())
+    (tmp_path / "file").write_text("")
+    assert "nothing can be built" in load_kernels(tmp_path / "file").reason
+
+
+def test_a_damaged_library_is_told_from_a_good_one(kernels, tmp_path):
+    damaged = tmp_path / "elsewhere" / "kernels" / kernels.path.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"not a library")
+    assert "cannot be loaded" in load_kernels(tmp_path / "elsewhere").reason
+
+
+@pytest.mark.slow
+def test_the_sanitizers_find_nothing(kernels, tmp_path):
+    """Address and undefined-behaviour checks, over every kernel at sizes that divide nothing."""
+    compiler = shutil.which("gcc")
+    if not compiler:
+        pytest.skip("needs gcc and its sanitizers")
+    library = tmp_path / "checked.so"
+    flags = [*FLAGS, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags[flags.index("-O3")] = "-O1"
+    subprocess.run([compiler, *flags, *map(str, SOURCES), "-o", str(library), "-lm"], check=True)
+    asan = subprocess.run(
+        [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    program = (
+        "from pathlib import Path; import sys; from engine.kernels.native import Kernels;"
+        "from tests.engine.kernels import test_native as t; k = Kernels(Path(sys.argv[1]));"
+        "[t.test_attention(k, *s, n) for s in [(1, 1, 1, 1, 16), (2, 63, 4, 2, 32)] for n in (1, 2)];"
+        "t.test_norm(k, 7, 33, 2); t.test_swiglu(k, 17); t.test_softmax_loss(k, 3, 50, 5.0);"
+        "t.test_rotation_both_ways(k, 6, 16); t.test_a_second_digit_takes_what_the_first_left(k);"
+        "t.test_products_are_those_of_the_rounded_factors.hypothesis.inner_test(k, 257, 49, 17, 0);"
+        "print('clean')"
+    )
+    environment = os.environ | {"LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(
+        [os.sys.executable, "-c", program, str(library)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.stdout.endswith("clean\n"), done.stderr[-2000:]
