@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from cli.commands import (
+    bench,
     chat,
     count_tokens,
     data,
@@ -64,6 +65,7 @@ for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

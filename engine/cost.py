@@ -42,6 +42,30 @@ def forward_flops(config: ModelConfig, context: int) -> int:
     return round(2 * weights + 4 * config.n_heads * config.head_dim * seen)
 
 
+def prefill_flops(config: ModelConfig, length: int) -> int:
+    """Return the FLOPs per token of reading a prompt, where only the last token needs the head."""
+    head = 2 * config.vocab_size * config.d_model
+    return forward_flops(config, length) - head + head // max(1, length)
+
+
+def decode_flops(config: ModelConfig, depth: int) -> int:
+    """Return the FLOPs of one more token after `depth` others, all of which it looks at."""
+    windows = [config.window(layer) or depth + 1 for layer in range(config.n_layers)]
+    seen = sum(min(window, depth + 1) for window in windows)
+    weights = forward_flops(config, 0)
+    return weights + 4 * config.n_heads * config.head_dim * seen
+
+
+def decode_bytes(config: ModelConfig, depth: int, rows: int, weights: int, number: int) -> float:
+    """Return the bytes that one more token after `depth` others has to read.
+
+    Every weight once for all rows (`weights` bytes in all), and the keys and values of its own row
+    (`number` bytes each).
+    """
+    keep = [min(config.window(layer) or depth, depth) for layer in range(config.n_layers)]
+    return weights / rows + 2 * sum(keep) * config.n_kv_heads * config.head_dim * number
+
+
 def train_flops(config: ModelConfig, context: int) -> int:
     """Return the FLOPs to train on one token: the backward pass costs twice the forward."""
     return 3 * forward_flops(config, context)

@@ -8,7 +8,7 @@ import ctypes
 import os
 import resource
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -83,14 +83,6 @@ def keep_heap() -> None:
             libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for queued work, so that a clock read afterwards means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
 def check_memory(
     needed: int,
     device: torch.device,
@@ -117,6 +109,12 @@ def free_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_peak_memory() -> None:
+    """Let `peak_memory` begin anew from what is held now; only Linux can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory() -> int:

@@ -24,7 +24,8 @@ from pathlib import Path
 
 import torch
 
-from engine.hardware import free_memory, synchronize
+from engine.clock import synchronize
+from engine.hardware import free_memory
 
 # Our name of an instruction set: what Linux calls it in /proc/cpuinfo, what macOS in sysctl.
 INSTRUCTIONS = {

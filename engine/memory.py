@@ -34,7 +34,8 @@ def training_memory(
     """Return the bytes of each part at the peak, with `rows` × `length` tokens at a time.
 
     `dtype` is that of matrix products, as torch names it; `ours` is whether our kernels run. With
-    several processes, all of them count: each has gradients, activations and a torch of its own; the weights are there once.
+    several processes, all of them count: each has gradients, activations and a torch of its own;
+    the weights are there once.
     """
     count = parameters(config)
     total, blocks = sum(count.values()), count["attention"] + count["mlp"]

@@ -12,6 +12,7 @@ COMMANDS = (
     *(["data"], ["data", "check"], ["train"], ["finetune"], ["plan"], ["runs"], ["plot"], ["show"]),
     *(["recipes"], ["recipes", "show"], ["recipes", "check"], ["recipes", "explain"]),
     *(["generate"], ["chat"], ["import"], ["merge"], ["export"], ["verify"], ["doctor"]),
+    *(["bench"], ["bench", "compare"]),
 )
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.generate.batching import greedy
 from engine.generate.decode import fit_prompt
-from engine.model.cache import KVCache
 from engine.model.transformer import Transformer
 from engine.text.tokenizer import Tokenizer
 
@@ -103,24 +103,18 @@ def answer(
                 yield Answer(question=question, text=text, ended=size < len(ids))
 
 
-@torch.inference_mode()
 def _continue(
     model: Transformer, tokenizer: Tokenizer, group: Sequence[Question], most: int
 ) -> list[list[int]]:
     """Return the likeliest next tokens of prompts of one length, until all have ended."""
     model.eval()
-    weight = model.embed_tokens.weight
-    ends = torch.tensor(sorted(tokenizer.ends), device=weight.device)
-    tokens_BT = torch.tensor([list(question.ids) for question in group], device=weight.device)
-    capacity = tokens_BT.shape[1] + most
-    cache = KVCache(model.config, len(group), capacity, weight.dtype, weight.device)
-    ended_B = torch.zeros(len(group), dtype=torch.bool, device=weight.device)
-    made: list[torch.Tensor] = []
-    while len(made) < most and not ended_B.all():
-        logits_BV = model.head(model.hidden(tokens_BT, cache)[:, -1])[:, : tokenizer.vocab_size]
-        tokens_BT = logits_BV.argmax(-1, keepdim=True)
-        made.append(tokens_BT)
-        ended_B |= torch.isin(tokens_BT[:, 0], ends)
+    ends, ended = torch.tensor(sorted(tokenizer.ends)), torch.zeros(len(group), dtype=torch.bool)
+    prompts, made = [question.ids for question in group], []
+    for next_B1 in greedy(model, prompts, most, tokenizer.vocab_size):
+        made.append(next_B1.cpu())
+        ended |= torch.isin(made[-1][:, 0], ends)
+        if ended.all():
+            break
     return torch.cat(made, dim=1).tolist()
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from engine.clock import IDLE, Clock
 from engine.config import SampleConfig
 from engine.errors import DataError, LimitError
 from engine.generate.sampler import sample
@@ -75,7 +76,11 @@ def fit_prompt(prompt: list[int], max_tokens: int, context: int, on_overflow: st
 
 @torch.inference_mode()
 def prefill(
-    model: Transformer, prompt: list[int], capacity: int, onto: KVCache | None = None
+    model: Transformer,
+    prompt: list[int],
+    capacity: int,
+    onto: KVCache | None = None,
+    clock: Clock = IDLE,
 ) -> Prefilled:
     """Run the prompt through the model, filling a cache with room for `capacity` tokens.
 
@@ -95,7 +100,9 @@ def prefill(
     tokens_BT = torch.tensor([prompt[cache.length :]], device=weight.device)
     x_BTD = model.hidden(tokens_BT, cache)
     # Only the last position's logits are needed; the head is most of a small model's work.
-    return Prefilled(prompt=prompt, cache=cache, logits_V=model.head(x_BTD[0, -1]).float())
+    logits_V = model.head(x_BTD[0, -1]).float()
+    clock.lap("prefill")
+    return Prefilled(prompt=prompt, cache=cache, logits_V=logits_V)
 
 
 @torch.inference_mode()
@@ -109,6 +116,7 @@ def generate(
     stops: Sequence[str] = (),
     logprobs: int | None = None,
     keep: bool = False,
+    clock: Clock = IDLE,
 ) -> Generator[Token]:
     """Continue a prompt until an end token, a stop string or `config.max_tokens`.
 
@@ -120,6 +128,7 @@ def generate(
     random = torch.Generator().manual_seed(seed)
     decoder, matcher = StreamDecoder(tokenizer), StopMatcher(stops)
     seen = torch.tensor(start.prompt)
+    clock.lap("decode")
     for count in range(1, config.max_tokens + 1):
         logits_V = logits_V[: tokenizer.vocab_size].cpu()
         choice = sample(logits_V, seen, config, random)
@@ -130,6 +139,7 @@ def generate(
             logprob = log_probs_V[token_id].item()
             best = log_probs_V.topk(min(logprobs, len(log_probs_V)))
             top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        clock.lap("sample")
         ended = token_id in tokenizer.ends
         text = "" if ended else matcher.push(decoder.push(token_id))
         reason = "end" if ended else "stop" if matcher.hit else None
@@ -138,10 +148,13 @@ def generate(
         if reason in ("end", "length"):
             text += matcher.push(decoder.flush()) + matcher.flush()
             reason = "stop" if matcher.hit else reason
-        yield Token(
+        token = Token(
             id=token_id, text=text, logprob=logprob, top=top, time=now, finish_reason=reason
         )
+        clock.lap("detokenize")
+        yield token
         if reason:
             return
         seen = torch.cat((seen, choice.view(1)))
         logits_V = model(choice.view(1, 1).to(start.logits_V.device), cache)[0, -1].float()
+        clock.lap("decode")

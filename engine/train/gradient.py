@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.clock import IDLE, Clock
 from engine.data.batches import Batch
 from engine.hardware import autocast
 from engine.model.transformer import Transformer
@@ -45,6 +46,7 @@ class Share:
     dtype: torch.dtype
     rank: int = 0
     of: int = 1
+    clock: Clock = IDLE
 
     def __call__(self, step: int) -> Sums:
         """Add the gradient of this share of batch `step` to that on the parameters."""
@@ -58,12 +60,14 @@ class Share:
             part = parts[number].to(device)
             # Only dropout draws from it. Each part has a seed, so it does not matter who comes by.
             torch.manual_seed(hash_seed(self.seed, step, number))
+            self.clock.lap("data")
             with autocast(device, self.dtype):
                 part_nats, part_targets = self.loss(self.model, part)
             part_nats.backward()
             nats += part_nats.detach()
             targets += part_targets
             tokens += part.tokens_BT.numel()
+            self.clock.lap("backward")
         return Sums(nats=nats.item(), targets=int(targets), tokens=tokens)
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.clock import IDLE, Clock, synchronize
 from engine.config import TrainConfig
 from engine.errors import DivergenceError
-from engine.hardware import synchronize
 from engine.model.transformer import Transformer
 from engine.train.gradient import Sums
 from engine.train.optim import Optimizers
@@ -42,6 +42,7 @@ def train(
     *,
     start: int,
     steps: Callable[[int], int],
+    clock: Clock = IDLE,
 ) -> Iterator[TrainStep]:
     """Train from update `start` until `steps(step)` updates are done, yielding after each.
 
@@ -77,6 +78,7 @@ def train(
             parameter.grad = None
 
         synchronize(device)
+        clock.lap("optimizer")
         step += 1
         yield TrainStep(
             step=step,

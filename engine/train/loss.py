@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.clock import IDLE, Clock
 from engine.data.batches import IGNORE, Batch
 from engine.kernels.native import Kernels
 from engine.model.transformer import Transformer
@@ -131,7 +132,11 @@ class EightBitHead:
 
 
 def next_token_loss(
-    model: Transformer, batch: Batch, chunk: int, recompute: bool = False
+    model: Transformer,
+    batch: Batch,
+    chunk: int,
+    recompute: bool = False,
+    clock: Clock = IDLE,
 ) -> tuple[Tensor, Tensor]:
     """Return (sum of nats, count) of predicting each target of the batch.
 
@@ -140,6 +145,7 @@ def next_token_loss(
     Source: Bengio et al. 2003 (neural language model); Radford et al. 2018 (at scale).
     """
     x_BTD = model.hidden(batch.tokens_BT, lengths=batch.lengths, recompute=recompute)
+    clock.lap("forward")
     x_ND, targets_N = x_BTD.flatten(0, 1), batch.targets_BT.flatten()
     kept_N = targets_N != IGNORE
     if not kept_N.all():  # what is not learned needs no logits
@@ -154,4 +160,6 @@ def next_token_loss(
         model.kernels,
         eight_bits,
     )
-    return total, kept_N.sum()
+    count = kept_N.sum()
+    clock.lap("loss")
+    return total, count

@@ -99,6 +99,7 @@ class Team:
         for worker in self.workers:  # in this order each time: floats add up differently in others
             sums += worker.receive()
             torch._foreach_add_(gradients, worker.gradients)
+        self.share.clock.lap("other processes")
         return sums
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ COMMANDS = [
     "show",
     "generate",
     "doctor",
+    "bench",
 ]
 
 
@@ -51,7 +52,15 @@ def loaded(*words: str, cwd=None) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [[], *[[name] for name in COMMANDS], ["recipes", "show"], ["data", "check"]], ids=str
+    "words",
+    [
+        [],
+        *[[name] for name in COMMANDS],
+        ["recipes", "show"],
+        ["data", "check"],
+        ["bench", "compare"],
+    ],
+    ids=str,
 )
 def test_help_is_cold(words):
     assert loaded(*words, "--help") == []

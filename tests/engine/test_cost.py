@@ -1,5 +1,7 @@
 """What a model costs: counts equal the real tensors and the published numbers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine import cost
 from engine.config import LoraConfig, ModelConfig, RopeScaling
+from engine.generate.decode import prefill
 from engine.model.attention import visible
 from engine.model.cache import FullLayer, KVCache
 from engine.model.lora import add_lora
@@ -229,3 +232,29 @@ def test_flops_by_hand():
     assert cost.forward_flops(config, 0) == 2 * weights
     assert cost.forward_flops(config, 6) == 2 * weights + 4 * 8 * 3
     assert cost.train_flops(config, 6) == 3 * (2 * weights + 4 * 8 * 3)
+
+
+def test_reading_and_generating_by_hand():
+    """A prompt needs one row of logits; a token looks at all before it and at itself."""
+    config = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_ff=12, qk_norm="none")
+    blocks, head = 2 * (4 * 8 * 8 + 3 * 8 * 12), 2 * 10 * 8
+    assert cost.prefill_flops(config, 4) == blocks + 4 * 8 * 2 + head // 4
+    assert cost.decode_flops(config, 5) == blocks + head + 4 * 8 * 6
+    # 1000 bytes of weights shared by 4 rows; 5 keys and values of 8 numbers of 2 bytes.
+    assert cost.decode_bytes(config, 5, rows=4, weights=1000, number=2) == 250 + 5 * 2 * 8 * 2
+    windowed = replace(config, sliding_window=3)
+    assert cost.decode_flops(windowed, 5) == blocks + head + 4 * 8 * 3
+    assert cost.decode_bytes(windowed, 5, 1, 0, 4) == 3 * 2 * 8 * 4
+
+
+@pytest.mark.parametrize("length", [1, 16])
+def test_matrix_flops_of_a_prompt_equal_those_counted(tokenizer, length):
+    model = make_model()
+    with FlopCounterMode(display=False) as counter:
+        prefill(model, [1] * length, length)
+    counted = counter.get_flop_counts()["Global"]
+    matrices = sum(count for op, count in counted.items() if "attention" not in str(op))
+    config = model.config
+    attention = cost.forward_flops(config, length) - cost.forward_flops(config, 0)
+    # The share of the head is rounded down, once per token.
+    assert 0 <= matrices - length * (cost.prefill_flops(config, length) - attention) < length

@@ -1,0 +1,224 @@
+"""From the options of `lm bench` to cases, and from measurements to the screen and the files."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+from cli.bench_views import Money, check_picture, picture, show_json, show_tables
+from cli.generation import load_for
+from cli.options import Dtype, cache_folder, load_recipe, the_model
+from cli.render import say
+from engine.bench.cases import Case, Grid, What, expand, read_numbers, read_whats
+from engine.bench.measure import Limits, Repetition, Result, measure
+from engine.bench.price import BESIDE, offer
+from engine.bench.record import Recorder
+from engine.bench.subject import Subject, from_checkpoint, from_recipe
+from engine.errors import RecipeError, ResourceError
+from engine.hardware import use_threads
+from engine.machine import Machine, describe
+from engine.recipe import fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What `lm bench` was asked for."""
+
+    recipe: str | None
+    overrides: list[str]
+    model: str | None
+    what: str | None
+    prompt: str | None
+    depth: str | None
+    batch: str
+    tokens: int
+    dtype: str
+    threads: str | None
+    temperature: float | None
+    repeats: int
+    warm_up: int
+    record: Path | None
+    plot: Path | None
+    watts: float | None
+    price_kwh: float | None
+    beside: list[str] | None
+    device: str
+
+
+def bench(request: Request, *, as_json: bool, quiet: bool) -> bool:
+    """Measure and show; returns whether it came to its end."""
+    check_picture(request.plot)
+    money = _money(request, quiet)
+    use_threads(0)
+    subject = _subject(request)
+    cases = _cases(request, subject, quiet)
+    machine = describe()
+    if subject.folder is None:
+        say("random weights and tokens: as fast as real ones, but no text to read", quiet)
+    elif any(case.what == "train" for case in cases):
+        say("training on random tokens: as fast as real ones", quiet)
+    events = measure(subject, cases, warm_up=request.warm_up, repeats=request.repeats)
+    limits: list[Limits] = []
+    found: dict[Case, list[Repetition]] = {}
+    with _recording(request.record, machine) as record, _interruptible() as interrupted:
+        for event in events:
+            if isinstance(event, Limits):
+                limits.append(event)
+                continue
+            record(event)
+            found.setdefault(event.case, []).append(event)
+            if event.number == request.repeats:
+                say(f"{len(found)}/{len(cases)} {event.case.what} {event.case.name}", quiet)
+    if interrupted:
+        say(f"stopped: {len(found)} of {len(cases)} cases were measured, the last perhaps in part")
+    results = [Result(repetitions) for repetitions in found.values()]
+    (show_json if as_json else show_tables)(results, machine, limits, money)
+    if request.plot and results:
+        picture(results, request.plot)
+        say(f"wrote {request.plot}", quiet)
+    if request.record:
+        say(f"recorded in {request.record}; lm bench compare holds two such files together", quiet)
+    return not interrupted
+
+
+@contextmanager
+def _recording(path: Path | None, machine: Machine) -> Iterator[Callable[[Repetition], None]]:
+    """Give a function that adds a repetition to the record, if there is to be one."""
+    if path is None:
+        yield lambda repetition: None
+        return
+    recorder = Recorder(path, machine)
+    try:
+        yield recorder.write
+    finally:
+        recorder.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[str]]:
+    """Let Ctrl-C end the block alone, and say so in a list: something is left to be told."""
+    interrupted: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield interrupted
+    except KeyboardInterrupt:
+        interrupted.append("SIGINT")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _subject(request: Request) -> Subject:
+    """Find what is to be measured."""
+    recipe = None
+    if request.recipe:
+        resolved = load_recipe(request.recipe, request.overrides)
+        recipe = from_recipe(resolved, cache_folder(), request.device)
+        if request.model is None:
+            return _at_temperature(recipe, request.temperature)
+    folder = the_model(request.model)
+    subject = from_checkpoint(
+        request.model or folder.name,
+        folder,
+        request.device,
+        partial(load_for, folder, request.device),
+    )
+    if recipe:
+        subject = replace(subject, recipe=recipe.recipe, cache=recipe.cache)
+    return _at_temperature(subject, request.temperature)
+
+
+def _at_temperature(subject: Subject, temperature: float | None) -> Subject:
+    """Change how the subject chooses its tokens, if asked."""
+    if temperature is None:
+        return subject
+    return replace(subject, sample=replace(subject.sample, temperature=temperature))
+
+
+def _cases(request: Request, subject: Subject, quiet: bool) -> list[Case]:
+    """Return what to measure, and say which of the usual cases do not fit."""
+    whats = _whats(request, subject)
+    wanted = list(dict.fromkeys(word.strip() for word in request.dtype.split(",")))
+    known = {dtype for what in whats for dtype in _choices(what)}
+    if odd := [dtype for dtype in wanted if dtype not in known]:
+        raise RecipeError(f"--dtype {odd[0]!r} is not one of {', '.join(sorted(known))}")
+    threads = read_numbers(request.threads or str(use_threads(0)), "--threads")
+    if threads[-1] > 1024:
+        raise RecipeError(f"--threads {threads[-1]}: at most 1024")
+    grid = Grid(
+        prompt=read_numbers(request.prompt, "--prompt") if request.prompt else None,
+        depth=read_numbers(request.depth, "--depth", low=0) if request.depth else None,
+        batch=read_numbers(request.batch, "--batch"),
+        threads=threads,
+        tokens=request.tokens,
+    )
+    cases: list[Case] = []
+    for what in whats:
+        one = replace(grid, dtype=[dtype for dtype in wanted if dtype in _choices(what)])
+        if what == "train":
+            cases += _training(subject, one)
+        else:
+            found, notes = expand(what, one, subject.name, subject.config.max_seq_len)
+            cases += found
+            for note in notes:
+                say(note, quiet)
+    # Those that share a model come together, so that it is loaded once.
+    return sorted(cases, key=lambda case: (case.what in ("train", "load"), case.dtype))
+
+
+def _whats(request: Request, subject: Subject) -> list[What]:
+    """Return the works to measure. Raises: RecipeError for one that lacks what it needs."""
+    needs = {
+        "load": "" if subject.folder else "a checkpoint: lm bench -m NAME",
+        "train": "" if subject.recipe else "a recipe: lm bench stdlib --what train",
+    }
+    if not request.what:
+        return [what for what in get_args(What) if not needs.get(what)]
+    wanted = read_whats(request.what)
+    for what in wanted:
+        if needs.get(what):
+            raise RecipeError(f"--what {what} needs {needs[what]}")
+    return wanted
+
+
+def _training(subject: Subject, grid: Grid) -> list[Case]:
+    """Return the training step of a recipe in every precision and with all threads."""
+    assert subject.recipe
+    recipe = subject.recipe
+    return [
+        Case(
+            what="train",
+            model=recipe.run.name,
+            dtype=dtype,
+            threads=threads,
+            batch=recipe.train.batch_size,
+            prompt=recipe.data.seq_len,
+        )
+        for dtype in grid.dtype
+        for threads in grid.threads
+    ]
+
+
+def _choices(what: What) -> tuple[str, ...]:
+    """Return the precisions that a work has."""
+    if what == "train":
+        return get_args(fields()["run.dtype"].type)
+    return get_args(get_args(Dtype)[0])
+
+
+def _money(request: Request, quiet: bool) -> Money | None:
+    """Look up prices to set beside what tokens cost here, before anything takes time."""
+    if request.watts is None or request.price_kwh is None:
+        if request.watts is not None or request.price_kwh is not None or request.beside:
+            raise RecipeError("what a token costs takes both --watts and --price-kwh")
+        return None
+    offers = []
+    try:
+        offers = [offer(name) for name in request.beside or BESIDE]
+    except ResourceError as error:
+        if request.beside:
+            raise
+        say(f"without the prices of others: {error}", quiet)
+    return Money(watts=request.watts, price_kwh=request.price_kwh, offers=offers)

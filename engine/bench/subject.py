@@ -1,0 +1,109 @@
+"""What is measured: a checkpoint, or the model that a recipe describes, with random weights.
+
+Weights that mean nothing multiply as fast as any others; so do random tokens.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.adapter_config import holder
+from engine.checkpoint import sample_defaults
+from engine.config import ModelConfig, Recipe, SampleConfig, TokenizerConfig
+from engine.cost import parameters
+from engine.hardware import check_memory, pick_device, pick_dtype
+from engine.manifest import read_json
+from engine.model.config_json import from_config_json
+from engine.model.transformer import Transformer, initialise
+from engine.recipe import override
+from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
+from engine.train.prepare import check_settings
+
+Loader = Callable[[str], tuple[Transformer, Tokenizer]]  # the precision wished for → ready to use
+BYTES = {"fp32": 4, "bf16": 2, "auto": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model that can be loaded, and a recipe to train it by, or only one of them."""
+
+    name: str
+    config: ModelConfig
+    load: Loader
+    sample: SampleConfig  # how `lm generate` would choose its tokens
+    device: torch.device
+    folder: Path | None = None  # where its weights come from; without one they are random
+    recipe: Recipe | None = None  # with every size filled in
+    cache: Path = Path()  # where what is built for this machine is kept
+
+    def loaded(self, dtype: str) -> tuple[Transformer, Tokenizer]:
+        """Return the model and its tokenizer, which knows no end: a speed has no last word.
+
+        Raises: ResourceError if memory does not suffice.
+        """
+        each = BYTES.get(dtype, 1) if self.folder else 4  # random weights are drawn in fp32
+        size = each * sum(parameters(self.config).values())
+        check_memory(size, self.device, f"loading {self.name}", "the model, or --dtype,")
+        model, tokenizer = self.load(dtype)
+        endless = copy.copy(tokenizer)
+        endless.ends = frozenset()
+        return model.eval(), endless
+
+
+def from_checkpoint(name: str, folder: Path, device: str, load: Loader) -> Subject:
+    """Take a checkpoint as it is; `load` does what `lm generate` does."""
+    file = holder(folder, "config.json") / "config.json"
+    return Subject(
+        name=name,
+        config=from_config_json(read_json(file), str(file)),
+        load=load,
+        sample=sample_defaults(folder),
+        device=pick_device(device),
+        folder=folder,
+    )
+
+
+def from_recipe(recipe: Recipe, cache: Path, device: str = "auto") -> Subject:
+    """Take the model of a recipe, untrained. Raises: RecipeError for a recipe of `lm finetune`."""
+    check_settings(recipe)
+    tokenizer = stand_in(recipe)
+    size = recipe.model.vocab_size or tokenizer.vocab_size
+    recipe = override(recipe, model={"vocab_size": size})
+    place = pick_device(recipe.run.device if device == "auto" else device)
+
+    def load(dtype: str) -> tuple[Transformer, Tokenizer]:
+        """Make random weights; like those that `lm train` writes, they are fp32 if nobody asks."""
+        model = Transformer(recipe.model)
+        initialise(model, torch.Generator().manual_seed(recipe.run.seed))
+        precision = pick_dtype("fp32" if dtype == "auto" else dtype, place)
+        return model.to(place, precision), tokenizer
+
+    return Subject(
+        name=recipe.run.name,
+        config=recipe.model,
+        load=load,
+        sample=recipe.sample,
+        device=place,
+        recipe=recipe,
+        cache=cache,
+    )
+
+
+def stand_in(recipe: Recipe) -> Tokenizer:
+    """Return the tokenizer of a recipe, or one of its size, learned from words made up."""
+    if recipe.tokenizer.path:
+        return load_tokenizer(Path(recipe.tokenizer.path), exact=True)
+    size = min(recipe.tokenizer.vocab_size, recipe.model.vocab_size or 1 << 20)
+    letters = np.random.default_rng(0).integers(97, 123, (2 * size, 8), dtype=np.uint8)
+    text = b" ".join(row.tobytes() for row in letters).decode("ascii")
+    return learn([text], replace(TokenizerConfig(), vocab_size=max(260, size)))
+
+
+def random_ids(subject: Subject, tokenizer: Tokenizer, rows: int, length: int) -> list[list[int]]:
+    """Return rows of ids that the tokenizer knows, the same each time."""
+    most = min(tokenizer.vocab_size, subject.config.vocab_size)
+    return np.random.default_rng(0).integers(0, most, (rows, length)).tolist()

@@ -1,0 +1,50 @@
+"""Where the time goes: wall time cut into stages, with no gap between them.
+
+    clock.lap("prefill")   what has passed since the last lap was prefill
+    clock.lap("sample")    and from there to here was sampling
+
+Every moment belongs to one stage, so the stages add up to the whole. The clock is an argument of
+the functions it watches; what nobody watches gets `IDLE`, which costs a call and does nothing.
+"""
+
+import time
+
+import torch
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for queued work, so that a clock read afterwards means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Clock:
+    """Adds up the seconds of each stage since `start`."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.start()
+
+    def start(self) -> None:
+        """Forget everything and begin now."""
+        self.seconds: dict[str, float] = {}
+        self.latest = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Add the time since the lap before, or the start, to `stage`."""
+        synchronize(self.device)  # what a stage has queued is its work, not the next one's
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.latest
+        self.latest = now
+
+
+class Unwatched(Clock):
+    """A clock that measures nothing."""
+
+    def lap(self, stage: str) -> None:
+        """Do nothing."""
+
+
+IDLE = Unwatched()

@@ -1,0 +1,49 @@
+"""What is measured: the model of a recipe, whole, and its stand-in tokenizer."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.bench.subject import from_recipe, random_ids, stand_in
+from engine.config import DataConfig, ModelConfig, Recipe, RunConfig, TokenizerConfig, TrainConfig
+from engine.errors import RecipeError, ResourceError
+from engine.recipe import override
+
+CACHE = Path("/nonexistent")  # without kernels nothing is built
+RECIPE = Recipe(
+    run=RunConfig(kernels="off"),
+    tokenizer=TokenizerConfig(vocab_size=700),
+    model=ModelConfig(d_model=32, n_layers=2, n_heads=4, max_seq_len=128),
+    data=DataConfig(seq_len=64),
+    train=TrainConfig(batch_size=8),
+)
+
+
+def test_a_recipe_without_a_checkpoint_is_whole():
+    subject = from_recipe(RECIPE, CACHE)
+    model, tokenizer = subject.loaded("bf16")
+    assert model.config == subject.config and subject.config.vocab_size == 700
+    assert str(model.embed_tokens.weight.dtype) == "torch.bfloat16"
+    assert tokenizer.vocab_size == 700 and not tokenizer.ends
+    assert stand_in(RECIPE).ends  # the control: those of the loaded one were taken away
+
+
+def test_a_vocabulary_of_the_models_own_is_kept():
+    recipe = override(RECIPE, model={"vocab_size": 900})
+    assert from_recipe(recipe, CACHE).config.vocab_size == 900
+
+
+def test_random_ids_are_the_same_each_time_and_known():
+    subject = from_recipe(RECIPE, CACHE)
+    _, tokenizer = subject.loaded("auto")
+    rows = random_ids(subject, tokenizer, 2, 50)
+    assert rows == random_ids(subject, tokenizer, 2, 50) and rows[0] != rows[1]
+    assert max(map(max, rows)) < 700
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(RecipeError, match="lm finetune"):
+        from_recipe(override(RECIPE, train={"base": "x"}), CACHE)
+    huge = override(RECIPE, model={"d_ff": 1 << 22, "n_layers": 1000})
+    with pytest.raises(ResourceError, match="loading .* needs about"):
+        from_recipe(huge, CACHE).loaded("fp32")
