@@ -8,10 +8,11 @@ from functools import partial
 
 import torch
 
+from cli.options import cache_folder
 from engine.config import OptimConfig, Recipe, RunConfig
 from engine.cost import train_flops
 from engine.data.batches import Batch
-from engine.hardware import keep_heap, pick_device, pick_dtype, use_threads
+from engine.hardware import keep_heap, pick_device, use_threads
 from engine.machine import matmul_peaks
 from engine.model.transformer import Transformer
 from engine.recipe import override
@@ -19,6 +20,7 @@ from engine.train.gradient import Share
 from engine.train.loop import TrainStep, train
 from engine.train.loss import next_token_loss
 from engine.train.optim import Optimizers
+from engine.train.precision import Precision, choose_precision
 from engine.train.prepare import build_model
 from engine.train.team import Team
 from tests.bench.pairs import alternate
@@ -62,16 +64,21 @@ class Fixed:
 
 @contextmanager
 def steps_of(
-    model: Transformer, optimizer: Optimizers, settings: Recipe, batch: Batch, threads: int
+    model: Transformer,
+    optimizer: Optimizers,
+    precision: Precision,
+    settings: Recipe,
+    batch: Batch,
+    threads: int,
 ) -> Iterator[Callable[[], TrainStep]]:
     """Give a function that takes one step of the real training loop with these settings."""
-    own, device = settings.train, model.embed_tokens.weight.device
+    own = settings.train
     gradient = Share(
         model=model,
         batches=Fixed(batch, own.accumulate),
         loss=partial(next_token_loss, chunk=own.loss_chunk, recompute=own.recompute),
         seed=settings.run.seed,
-        dtype=pick_dtype(settings.run.dtype, device),
+        dtype=precision.dtype,
     )
     with ExitStack() as stack:
         if own.processes > 1:
@@ -90,8 +97,9 @@ def measure(
         sides: dict[str, Step] = {}
         for name, own in settings.items():
             threads = use_threads(own.run.threads)
-            model, optimizer = build_model(own, pick_device(own.run.device), None)
-            steps = steps_of(model, optimizer, own, batch, threads)
+            device, precision = pick_device(own.run.device), chosen(own)
+            model, optimizer = build_model(own, device, precision, None)
+            steps = steps_of(model, optimizer, precision, own, batch, threads)
             sides[name] = stack.enter_context(steps)
         return alternate(sides | peers, options.rounds)
 
@@ -104,8 +112,14 @@ def peer(**kind: bool) -> Step:
 
 def resolved() -> str:
     """Name the precision that run.dtype=auto takes here."""
-    dtype = pick_dtype("auto", pick_device("cpu"))
-    return {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(dtype, str(dtype))
+    dtype = chosen(recipe(device="cpu")).dtype
+    return {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(dtype, str(dtype).split(".")[1])
+
+
+def chosen(settings: Recipe) -> Precision:
+    """Choose as `lm train` would, with the kernels where it keeps them."""
+    device = pick_device(settings.run.device)
+    return choose_precision(settings.run, device, cache_folder(), finetune=False)
 
 
 def eager(options: Options) -> Iterator[Result]:
