@@ -41,8 +41,8 @@ docs: setup            ## regenerate docs/cli.md from --help
 docs-check: setup
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
-bench: setup           ## training and decoding speed beside named peers, in one run
-	$(BIN)/python -m tests.bench
+bench: setup           ## every figure of the performance table, or ROWS="train-13m nanogpt"; ROWS=--list
+	$(BIN)/python -m tests.bench $(ROWS)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache *.egg-info

@@ -13,6 +13,7 @@ from cli.commands import (
     chat,
     count_tokens,
     data,
+    doctor,
     export,
     finetune,
     generate,
@@ -56,6 +57,7 @@ COMMANDS = {
     "verify": verify.verify,
     "runs": runs.runs,
     "plot": plot.plot,
+    "doctor": doctor.doctor,
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)

@@ -11,7 +11,7 @@ COMMANDS = (
     *([], ["count-tokens"], ["tokenize"], ["train-tokenizer"]),
     *(["data"], ["data", "check"], ["train"], ["finetune"], ["runs"], ["plot"], ["show"]),
     *(["recipes"], ["recipes", "show"], ["recipes", "check"], ["recipes", "explain"]),
-    *(["generate"], ["chat"], ["import"], ["merge"], ["export"], ["verify"]),
+    *(["generate"], ["chat"], ["import"], ["merge"], ["export"], ["verify"], ["doctor"]),
     *(["bench"], ["bench", "compare"]),
 )
 

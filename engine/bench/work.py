@@ -150,7 +150,7 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
     settings = recipe.train
     dtype, kernels = choose_precision(recipe, device, subject.cache, otherwise="int8")
     model, optimizer = build_model(recipe, device, None)
-    model.accelerate(kernels or None, eight_bits=dtype == torch.int8)
+    model.accelerate(kernels, eight_bits=dtype == torch.int8)
     batches = WindowBatches(
         np.random.default_rng(0).integers(
             0, recipe.model.vocab_size, 8 * settings.batch_size * (recipe.data.seq_len + 1)

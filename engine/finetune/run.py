@@ -32,9 +32,10 @@ from engine.recipe import override
 from engine.runs import find, hold
 from engine.text.tokenizer import Tokenizer
 from engine.train.evaluate import documents
+from engine.train.job import Job
 from engine.train.optim import Optimizers
 from engine.train.prepare import Doing, SavedRun, choose_precision, open_folder
-from engine.train.run import Event, Finished, Job, go
+from engine.train.run import Event, Finished, go
 from engine.train.team import check_processes
 
 
@@ -112,7 +113,7 @@ def run(
         given, recipe = recipe, override(recipe, model=_sizes(model))
         objective = Finetuning(recipe, tuning, tokenizer, base, weights_digest(base))
         model = _build(model, recipe, objective, device, saved)
-        model.accelerate(kernels or None, eight_bits=dtype == torch.int8)
+        model.accelerate(kernels, eight_bits=dtype == torch.int8)
         optimizer = Optimizers(model, recipe.train.optim)
         if saved:
             state = saved.folder / "state" / "optimizer.safetensors"

@@ -57,7 +57,7 @@ def load_kernels(cache: Path) -> Kernels | Unavailable:
 
 
 def build(compiler: str, library: Path) -> str:
-    """Compile the sources into `library`, which appears whole or not at all; say what went wrong."""
+    """Compile the sources into `library`, which appears whole or not at all; say what failed."""
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:

@@ -8,10 +8,12 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Role = Literal["left", "right"]  # where in a product a factor stands
 BLOCK = 256  # rows that share a scale when a matrix is summed over its rows
 
 
@@ -59,39 +61,33 @@ class Kernels:
                 words.append(ctypes.c_long(argument))
         getattr(self._library, name)(*words, ctypes.c_int(torch.get_num_threads()))
 
-    def weave(
-        self, x: Tensor, rows: str | None = None, columns: str | None = None, digit: int = 1
-    ) -> tuple[Woven | None, Woven | None]:
-        """Round a matrix to 8 bits, as a "left" or "right" factor by its rows, its columns or both.
+    def weave(self, x: Tensor, rows: Role, columns: Role, digit: int = 1) -> tuple[Woven, Woven]:
+        """Round a matrix to 8 bits, as a factor by its rows and as another by its columns.
 
         Digit 2 rounds what digit 1 leaves over, 254 times finer: both together have some 15 bits.
 
-        Shapes: x (rows, columns) → (its rows as lanes, its columns as lanes), where asked for.
+        Shapes: x (rows, columns) → (its rows as lanes, its columns as lanes).
         """
         _check(x, 2)
         R, C = x.shape
-        by_row = by_column = None
-        if rows:
-            by_row = Woven(
-                bytes=x.new_empty(_up(R, 16) * _up(C, 4) * 64, dtype=torch.uint8),
-                scale=x.new_empty(R),
-                sums=x.new_empty(1, R, dtype=torch.int32) if rows == "right" else None,
-                lanes=R,
-                depth=C,
-                by_row=True,
-            )
-        if columns:
-            blocks = _up(R, BLOCK)
-            right = columns == "right"
-            by_column = Woven(
-                bytes=x.new_empty(_up(C, 16) * _up(R, 4) * 64, dtype=torch.uint8),
-                scale=x.new_empty(blocks),
-                sums=x.new_empty(blocks, C, dtype=torch.int32) if right else None,
-                lanes=C,
-                depth=R,
-                by_row=False,
-            )
-        parts = [(w.bytes, w.scale, w.sums) if w else (None,) * 3 for w in (by_row, by_column)]
+        blocks = _up(R, BLOCK)
+        by_row = Woven(
+            bytes=x.new_empty(_up(R, 16) * _up(C, 4) * 64, dtype=torch.uint8),
+            scale=x.new_empty(R),
+            sums=x.new_empty(1, R, dtype=torch.int32) if rows == "right" else None,
+            lanes=R,
+            depth=C,
+            by_row=True,
+        )
+        by_column = Woven(
+            bytes=x.new_empty(_up(C, 16) * _up(R, 4) * 64, dtype=torch.uint8),
+            scale=x.new_empty(blocks),
+            sums=x.new_empty(blocks, C, dtype=torch.int32) if columns == "right" else None,
+            lanes=C,
+            depth=R,
+            by_row=False,
+        )
+        parts = [(woven.bytes, woven.scale, woven.sums) for woven in (by_row, by_column)]
         self._call("weave", x, R, C, digit, *parts[0], *parts[1])
         return by_row, by_column
 
@@ -129,7 +125,8 @@ class Kernels:
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Return x / rms(x) · weight and 1 / rms(x). Shapes: (…, D), (D) → (…, D), (…)."""
-        _check(x), _check(weight, 1)
+        _check(x)
+        _check(weight, 1)
         assert x.shape[-1] == len(weight)
         y, r = torch.empty_like(x), x.new_empty(x.shape[:-1])
         self._call("norm_forward", x, weight, eps, r.numel(), x.shape[-1], y, r)
@@ -139,7 +136,8 @@ class Kernels:
         self, x: Tensor, weight: Tensor, r: Tensor, dy: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients of x and weight."""
-        _check(x), _check(dy)
+        _check(x)
+        _check(dy)
         assert x.shape == dy.shape and r.shape == x.shape[:-1]
         dx, dweight = torch.empty_like(x), x.new_empty(torch.get_num_threads(), x.shape[-1])
         self._call("norm_backward", x, weight, r, dy, r.numel(), x.shape[-1], dx, dweight)
@@ -157,7 +155,8 @@ class Kernels:
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return silu(gate) · up."""
-        _check(gate), _check(up)
+        _check(gate)
+        _check(up)
         assert gate.shape == up.shape
         y = torch.empty_like(gate)
         self._call("swiglu_forward", gate, up, gate.numel(), y)
@@ -165,7 +164,9 @@ class Kernels:
 
     def swiglu_gradient(self, gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of gate and up."""
-        _check(gate), _check(up), _check(dy)
+        _check(gate)
+        _check(up)
+        _check(dy)
         assert gate.shape == up.shape == dy.shape
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
         self._call("swiglu_backward", gate, up, dy, gate.numel(), dgate, dup)
@@ -176,7 +177,7 @@ class Kernels:
         _check(logits_NV, 2)
         N, V = logits_NV.shape
         assert targets_N.shape == (N,) and targets_N.dtype == torch.long
-        assert not N or (0 <= targets_N.min() and targets_N.max() < V)
+        assert not N or (targets_N.min() >= 0 and targets_N.max() < V)
         nats_N = logits_NV.new_empty(N)
         self._call("softmax_loss", logits_NV, targets_N.contiguous(), cap, N, V, nats_N)
         return nats_N
@@ -211,9 +212,7 @@ class Kernels:
             _check(x, 4)
             assert x.shape == like.shape
         B, T, N, H = q.shape
-        self._call(
-            "attention_backward", q, k, v, y, lse, dy, B, T, N, k.shape[2], H, scale, *onto
-        )
+        self._call("attention_backward", q, k, v, y, lse, dy, B, T, N, k.shape[2], H, scale, *onto)
 
 
 def _check(x: Tensor, ndim: int | None = None) -> None:

@@ -102,7 +102,7 @@ static void weave_column_block(const float *x, long rows, long columns, int digi
 
 /* Round x (rows × columns) to 8 bits. Digit 1 is the number itself, digit 2 what that left over.
  *
- * Either result may be NULL. by_row: up(rows, 16) × up(columns, 4) × 64 bytes, with `row_scale` and
+ * by_row: up(rows, 16) × up(columns, 4) × 64 bytes, with `row_scale` and
  * `row_sums` (rows). by_column: up(columns, 16) × up(rows, 4) × 64 bytes, with `block_scale`
  * (up(rows, 256)) and `block_sums` (up(rows, 256) × columns). Right factors need sums; a result
  * whose sums are NULL is a left factor.
@@ -118,18 +118,15 @@ void weave(const float *x, long rows, long columns, long digit, uint8_t *by_row,
         const float *from = x + first * columns;
         float most[BLOCK];
         for (long r = 0; r < many; r++) most[r] = largest(from + r * columns, columns);
-        if (by_row)
-            for (long r = 0; r < many; r += LANES)
-                weave_row_panel(from + r * columns, many - r, columns, digit, flip_rows, most + r,
-                                by_row + (first + r) / LANES * panel, row_scale + first + r,
-                                row_sums ? row_sums + first + r : NULL);
-        if (by_column) {
-            float all = largest(most, many);
-            weave_column_block(from, many, columns, digit, flip_columns, all,
-                               by_column + first / DEEP * LANES * DEEP, column_panel,
-                               block_sums ? block_sums + block * columns : NULL);
-            block_scale[block] = scale_of(all, digit);
-        }
+        for (long r = 0; r < many; r += LANES)
+            weave_row_panel(from + r * columns, many - r, columns, digit, flip_rows, most + r,
+                            by_row + (first + r) / LANES * panel, row_scale + first + r,
+                            row_sums ? row_sums + first + r : NULL);
+        float all = largest(most, many);
+        weave_column_block(from, many, columns, digit, flip_columns, all,
+                           by_column + first / DEEP * LANES * DEEP, column_panel,
+                           block_sums ? block_sums + block * columns : NULL);
+        block_scale[block] = scale_of(all, digit);
     }
 }
 

@@ -10,7 +10,6 @@ al. 2024, arXiv:2403.12422 (Jetfire: blocks of rows and all three products in 8 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ class Products(torch.autograd.Function):
     """x Wᵀ for one x and several W; x is rounded once for all of them."""
 
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, x_ND: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, kernels: Kernels, x_ND: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """Shapes: (rows, in) and (out, in) each → (rows, out) each."""
         x, ctx.x = kernels.weave(x_ND, rows="left", columns="right")
         woven = [kernels.weave(weight, rows="right", columns="right") for weight in weights]
@@ -31,7 +30,7 @@ class Products(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *gradients):  # pyright: ignore[reportIncompatibleMethodOverride]
         """Sum what comes back to x from every product; each weight has one of its own."""
         kernels, dx, dweights = ctx.kernels, None, []
         for gradient, weight in zip(gradients, ctx.weights, strict=True):

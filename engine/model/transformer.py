@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.config import ModelConfig
+from engine.kernels.build import Unavailable
 from engine.kernels.native import Kernels
 from engine.model.attention import Attention, visible
 from engine.model.cache import FullLayer, KVCache, WindowLayer
@@ -143,15 +144,15 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-    def accelerate(self, kernels: Kernels | None, eight_bits: bool = False) -> None:
-        """Compute by our own kernels, or with None by torch alone; fp32 on the CPU only.
+    def accelerate(self, kernels: Kernels | Unavailable, eight_bits: bool = False) -> None:
+        """Compute by our own kernels, or without them by torch alone; fp32 on the CPU only.
 
         With `eight_bits`, a model that is in training multiplies in 8 bits.
         """
         assert kernels or not eight_bits
         for module in self.modules():
             if hasattr(type(module), "kernels"):
-                module.kernels = kernels  # type: ignore[assignment]
+                module.kernels = kernels or None  # type: ignore[assignment]
             if hasattr(type(module), "eight_bits"):
                 module.eight_bits = eight_bits  # type: ignore[assignment]
 

@@ -44,7 +44,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         learns_x, learns_weight = ctx.needs_input_grad[:2]  # a frozen head has none to work out
         grad_x_ND = torch.empty_like(x_ND)
         grad_weight_VD = torch.zeros_like(weight_VD) if learns_weight else None
-        head = EightBitHead(kernels, weight_VD) if eight_bits else Head(weight_VD)
+        head = EightBitHead(kernels, weight_VD) if kernels and eight_bits else Head(weight_VD)
         total = torch.zeros((), device=x_ND.device)
         for start in range(0, x_ND.shape[0], chunk):
             rows = slice(start, start + chunk)

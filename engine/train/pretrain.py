@@ -20,6 +20,7 @@ from engine.model.transformer import Transformer
 from engine.runs import hold
 from engine.train.evaluate import Score, score
 from engine.train.gradient import Batches, Loss
+from engine.train.job import Job
 from engine.train.loss import next_token_loss
 from engine.train.prepare import (
     Data,
@@ -30,7 +31,7 @@ from engine.train.prepare import (
     open_folder,
     prepare_data,
 )
-from engine.train.run import Event, Job, go
+from engine.train.run import Event, go
 from engine.train.team import check_processes
 
 
@@ -63,7 +64,7 @@ def run(
         recipe = fill_sizes(recipe, data.tokenizer)
         objective = Pretraining(recipe, data)
         model, optimizer = build_model(recipe, device, saved)
-        model.accelerate(kernels or None, eight_bits=dtype == torch.int8)
+        model.accelerate(kernels, eight_bits=dtype == torch.int8)
         job = Job(
             recipe=recipe,
             folder=folder,

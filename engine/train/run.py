@@ -1,19 +1,18 @@
 """A training run from its first step to its last: steps, plans, evaluations and checkpoints.
 
-What is learned is an `Objective`: `pretrain.py` makes one of a corpus, `engine/finetune` one of
-questions and answers. `go` is a generator of records, in order: `Prepared`, then `TrainStep`,
-`Plan`, `Evaluated` and `Saved` as they happen, and last `Finished` or `Interrupted`.
+What it starts from is a `Job` (`job.py`). `go` is a generator of records, in order: `Prepared`,
+then `TrainStep`, `Plan`, `Evaluated` and `Saved` as they happen, and last `Finished` or
+`Interrupted`. The command line shows them; nothing here prints.
 """
 
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,74 +23,21 @@ from engine.cost import parameters, train_flops
 from engine.data.pack import PackProgress
 from engine.errors import DivergenceError, RecipeError
 from engine.hardware import peak_memory
-from engine.kernels.build import Unavailable
-from engine.kernels.native import Kernels
 from engine.machine import matmul_peak
 from engine.manifest import read_json
 from engine.model.transformer import Transformer
 from engine.recipe import dump, duration
 from engine.text.tokenizer import Tokenizer
 from engine.train.evaluate import Score
-from engine.train.gradient import Batches, Loss, Share, Sums
+from engine.train.gradient import Share, Sums
+from engine.train.job import Job, Objective
 from engine.train.log import MetricsLog
 from engine.train.loop import TrainStep, train
-from engine.train.optim import Optimizers
 from engine.train.plan import Plan, Planner
-from engine.train.prepare import Doing, SavedRun
+from engine.train.prepare import Doing
 from engine.train.team import Team
 
 EVALUATIONS = 5  # in a run, unless eval.every says otherwise
-
-
-class Objective(Protocol):
-    """What a run learns and is judged by: where pretraining and finetuning differ."""
-
-    @property
-    def digest(self) -> str:
-        """A fingerprint of everything it learns from; a resumed run must find the same."""
-        ...
-
-    @property
-    def batches(self) -> Batches:
-        """Returns the parts of batch k; can be pickled, to be called in several processes."""
-        ...
-
-    @property
-    def loss(self) -> Loss:
-        """Returns (sum of nats, count of targets) of one part; can be pickled too."""
-        ...
-
-    def evaluate(self, model: Transformer) -> Score:
-        """Score the model on the way: a quick look at what is held out."""
-        ...
-
-    def judge(self, model: Transformer) -> Score:
-        """Score what is delivered, thoroughly."""
-        ...
-
-    def lineage(self) -> Mapping[str, Any]:
-        """Say for the manifest what was learned from: at least `parent` and `data`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Everything that the first step needs."""
-
-    recipe: Recipe  # with every size filled in
-    folder: Path
-    objective: Objective
-    model: Transformer
-    tokenizer: Tokenizer
-    optimizer: Optimizers
-    saved: SavedRun | None  # where to go on from
-    device: torch.device
-    dtype: torch.dtype
-    kernels: Kernels | Unavailable
-    threads: int
-    base: Path | None = None  # what a model with LoRA stands beside
-    kept: Mapping[str, Any] = field(default_factory=dict)  # what preparing it again will need
-    first_look: bool = False  # evaluate before the first step too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ COMMANDS = [
     "show",
     "generate",
     "bench",
+    "doctor",
 ]
 
 

@@ -57,9 +57,10 @@ def test_a_second_digit_takes_what_the_first_left(kernels: Kernels):
     """One large number a row hides the others from the first digit; with both they are there."""
     x, w = normal(40, 300) * 1e-3, normal(20, 300, seed=1)
     x[:, 7] = 1.0
-    right, _ = kernels.weave(w, rows="right")
+    right, _ = kernels.weave(w, rows="right", columns="left")
     first, second = (
-        kernels.multiply(kernels.weave(x, rows="left", digit=digit)[0], right) for digit in (1, 2)
+        kernels.multiply(kernels.weave(x, rows="left", columns="left", digit=digit)[0], right)
+        for digit in (1, 2)
     )
     exact = x @ per_row(w).T
     assert (first - exact).abs().max() > 20 * (first + second - exact).abs().max()
@@ -68,14 +69,14 @@ def test_a_second_digit_takes_what_the_first_left(kernels: Kernels):
 
 def test_zeros_and_numbers_that_are_none(kernels: Kernels):
     x, w = torch.zeros(20, 30), normal(10, 30)
-    right, _ = kernels.weave(w, rows="right")
-    assert not kernels.multiply(kernels.weave(x, rows="left")[0], right).any()
+    right, _ = kernels.weave(w, rows="right", columns="left")
+    assert not kernels.multiply(kernels.weave(x, rows="left", columns="left")[0], right).any()
     for odd in (math.nan, math.inf, -math.inf):
         x[3, 4] = odd
-        y = kernels.multiply(kernels.weave(x, rows="left")[0], right)
+        y = kernels.multiply(kernels.weave(x, rows="left", columns="left")[0], right)
         assert not y[3].isfinite().any() and not y[:3].any() and not y[4:].any()
-        column = kernels.weave(x, columns="left")[1]
-        dw = kernels.multiply(column, kernels.weave(normal(20, 8), columns="right")[1])
+        column = kernels.weave(x, rows="left", columns="left")[1]
+        dw = kernels.multiply(column, kernels.weave(normal(20, 8), rows="left", columns="right")[1])
         assert not dw.isfinite().all()
 
 
@@ -156,10 +157,10 @@ def test_what_does_not_fit_is_refused_before_the_call(kernels: Kernels):
     with pytest.raises(AssertionError):
         kernels.norm(normal(4, 8), normal(7), 1e-5)
     with pytest.raises(AssertionError):
-        kernels.weave(normal(4, 8).T, rows="left")
+        kernels.weave(normal(4, 8).T, rows="left", columns="left")
     with pytest.raises(AssertionError):
         kernels.softmax_loss(normal(2, 4), torch.tensor([1, 4]), 0.0)
-    left, _ = kernels.weave(normal(4, 8), rows="left")
-    right, _ = kernels.weave(normal(4, 9), rows="right")
+    left, _ = kernels.weave(normal(4, 8), rows="left", columns="left")
+    right, _ = kernels.weave(normal(4, 9), rows="right", columns="left")
     with pytest.raises(AssertionError):
         kernels.multiply(left, right)

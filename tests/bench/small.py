@@ -1,21 +1,14 @@
-"""`make bench`: training and decoding beside transformers, in one run, as ratios of medians.
+"""Rows of the stdlib recipe's shape, 3.3 M parameters, beside transformers, from one checkpoint."""
 
-Both sides work on the same shape, weights, batch and precision, alternately, so that a machine that
-changes its speed changes it for both.
-"""
-
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
 
 from engine.checkpoint import Snapshot, load_model, save
-from engine.config import ModelConfig, OptimConfig, SampleConfig, TokenizerConfig
+from engine.config import ModelConfig, OptimConfig, Recipe, SampleConfig, TokenizerConfig
 from engine.data.batches import Batch
 from engine.generate.decode import generate, prefill
 from engine.hardware import keep_heap
@@ -23,9 +16,11 @@ from engine.model.transformer import Transformer, initialise
 from engine.text.tokenizer import learn
 from engine.train.loss import next_token_loss
 from engine.train.optim import Optimizers
+from tests.bench.pairs import alternate
+from tests.bench.report import Missing, Options, Result, versus
 
-REPEATS = 9
 ROWS, LENGTH, NEW = 8, 256, 128
+PEER = "transformers fp32"
 
 
 def checkpoint(folder: Path) -> Path:
@@ -42,70 +37,66 @@ def checkpoint(folder: Path) -> Path:
     return save(folder, snapshot, best=True)
 
 
-def compare(name: str, ours: Callable[[], None], theirs: Callable[[], None], work: int) -> None:
-    """Time both in turn and print the medians and their ratio."""
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    ours(), theirs()  # warm up
-    for _ in range(REPEATS):
-        for side, function in (("ours", ours), ("theirs", theirs)):
-            start = time.perf_counter()
-            function()
-            times[side].append(time.perf_counter() - start)
-    a, b = statistics.median(times["ours"]), statistics.median(times["theirs"])
-    spread = (max(times["ours"]) - min(times["ours"])) / a
-    print(
-        f"{name:<28} lm {work / a:>8,.0f} tok/s   transformers {work / b:>8,.0f} tok/s"
-        f"   ratio {b / a:.2f}   spread {spread:.0%}"
-    )
-
-
-def main() -> None:
-    """Run every comparison."""
+def both_sides():
+    """Load one checkpoint twice: (our model, our tokenizer, theirs). Raises: Missing."""
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise Missing("transformers is not installed; the extra `peers` brings it") from None
     keep_heap()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = checkpoint(Path(temporary))
-        model, tokenizer = load_model(folder)
-        peer = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        return *load_model(folder), AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True
+        )
+
+
+def train_step(options: Options) -> Iterator[Result]:
+    """A training step with either optimizer, theirs with AdamW."""
+    model, _, peer = both_sides()
     rows = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH + 1))
     batch = Batch(tokens_BT=rows[:, :-1], targets_BT=rows[:, 1:])
+    chunk = Recipe().train.loss_chunk
 
-    def train_ours(optimizer: Optimizers) -> None:
-        total, count = next_token_loss(model, batch, 1024)
+    def ours(optimizer: Optimizers) -> None:
+        total, count = next_token_loss(model, batch, chunk)
         (total / count).backward()
         optimizer.step(1e-6)
         model.zero_grad()
 
     adamw = torch.optim.AdamW(peer.parameters(), lr=1e-9, fused=True)
 
-    def train_theirs() -> None:
+    def theirs() -> None:
         logits = peer(batch.tokens_BT).logits
         F.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten()).backward()
         adamw.step()
         adamw.zero_grad()
 
+    peer.train()
+    sides = {PEER: theirs}
     for name in ("adamw", "muon"):
         optimizer = Optimizers(model, OptimConfig(name=name))
-        label = f"train, {name} (theirs adamw)"
-        compare(label, lambda o=optimizer: train_ours(o), train_theirs, ROWS * LENGTH)
+        sides[f"lm {name}"] = lambda optimizer=optimizer: ours(optimizer)
+    times = alternate(sides, options.rounds)
+    for name in ("lm adamw", "lm muon"):
+        yield versus(times, name, PEER, ROWS * LENGTH)
 
-    model.eval(), peer.eval()
-    prompt = rows[0, :LENGTH].tolist()
+
+def decode(options: Options) -> Iterator[Result]:
+    """A prompt of 256 tokens read and 128 more generated, greedily."""
+    model, tokenizer, peer = both_sides()
+    prompt = torch.randint(0, model.config.vocab_size, (LENGTH,)).tolist()
     settings = SampleConfig(temperature=0, max_tokens=NEW)
+    tokens = torch.tensor([prompt])
+    wish = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
 
-    def decode_ours() -> None:
+    def ours() -> None:
         start = prefill(model, prompt, LENGTH + NEW)
         assert len(list(generate(model, tokenizer, start, settings, seed=0))) == NEW
 
-    def decode_theirs() -> None:
-        tokens = torch.tensor([prompt])
-        mask = torch.ones_like(tokens)
-        peer.generate(
-            tokens, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
-        )
+    def theirs() -> None:
+        peer.generate(tokens, attention_mask=torch.ones_like(tokens), **wish)
 
-    compare(f"prefill {LENGTH} + decode {NEW}", decode_ours, decode_theirs, NEW)
-
-
-if __name__ == "__main__":
-    main()
+    times = alternate({"lm": ours, PEER: theirs}, options.rounds)
+    yield versus(times, "lm", PEER, NEW)

@@ -1,0 +1,87 @@
+"""The rows of `make bench`, by name: what each compares, and what is asked of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from tests.bench import inference, learning, small, smollm2, training
+from tests.bench.report import Options, Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A figure of the README's table, or some that are measured together."""
+
+    about: str
+    measure: Callable[[Options], Iterator[Result]]
+    asked: str = ""  # at least / goal
+
+
+def _answering(key: str, depth: int) -> Callable[[Options], Iterator[Result]]:
+    new, work = (2, depth) if key == "prefill" else (inference.NEW, 1)
+    return partial(inference.answering, depth, new, key, work)
+
+
+ROWS = {
+    "train-13m": Row(
+        about="training step of 13.8 M parameters beside eager fp32 torch with AdamW",
+        measure=training.eager,
+        asked="3.5× / 6×",
+    ),
+    "train-13m-dtypes": Row(
+        about="the same in each run.dtype", measure=training.precisions, asked="3.5× / 6×"
+    ),
+    "train-13m-compiled": Row(
+        about="the same beside torch.compile, in fp32 and bf16",
+        measure=training.compiled,
+        asked="1.3× / 2×",
+    ),
+    "train-13m-share": Row(
+        about="the same as a share of the measured matmul peak, by precision",
+        measure=training.share,
+        asked="35 % / 50 %",
+    ),
+    "train-smollm2": Row(
+        about="full training step of SmolLM2-135M, 8 × 512, beside the transformers Trainer",
+        measure=smollm2.train_step,
+        asked="3× / 5×",
+    ),
+    "train-3m": Row(
+        about="training step of the stdlib recipe's shape beside transformers",
+        measure=small.train_step,
+    ),
+    "stdlib": Row(
+        about="lm train stdlib: bits per byte beside PPMd and xz that read the same text",
+        measure=learning.stdlib,
+        asked="below PPMd / 1.25",
+    ),
+    "nanogpt": Row(
+        about="1 MB of prose: time to the bits per byte of nanoGPT's README run on a CPU",
+        measure=learning.nanogpt,
+        asked="2× / 4×",
+    ),
+    "bench-overhead": Row(
+        about="lm bench beside lm generate doing the same",
+        measure=learning.overhead,
+        asked="≤ 2 %",
+    ),
+    "decode-3m": Row(
+        about="256 tokens read and 128 generated, in the stdlib recipe's shape",
+        measure=small.decode,
+    ),
+    "decode-smollm2": Row(
+        about="SmolLM2-135M, one stream, nothing before it",
+        measure=_answering("decode", 8),
+        asked="transformers 6× / 8×, llama.cpp 1.8× / 2.5×",
+    ),
+    "decode-smollm2-512": Row(
+        about="SmolLM2-135M, one stream, 512 tokens before it",
+        measure=_answering("decode", 512),
+        asked="transformers 6× / 8×, llama.cpp 1.8× / 2.5×",
+    ),
+    "prefill-smollm2-512": Row(
+        about="SmolLM2-135M, a prompt of 512 tokens",
+        measure=_answering("prefill", 512),
+        asked="llama.cpp 5× / 10×, transformers 1.2× / 1.5×",
+    ),
+}
