@@ -12,7 +12,7 @@ arXiv:2305.16264 (repeated text); Gowda & May 2020, arXiv:2004.02334 (how often 
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -122,11 +122,11 @@ def forecast(
     """
     device = pick_device(recipe.run.device)
     check_processes(recipe, device)
-    yield Doing(what=f"reading {recipe.data.train}")
     if finetune:
-        task = _plan_tuning(recipe, folder, checkpoints, stdin)
+        task = yield from _plan_tuning(recipe, folder, checkpoints, stdin)
     else:
         check_settings(recipe)
+        yield Doing(what=f"reading {recipe.data.train}")
         amount = measure_text(recipe, folder, cache)
         recipe = fill_vocabulary(
             recipe, amount.vocabulary if amount else recipe.tokenizer.vocab_size
@@ -147,7 +147,9 @@ def forecast(
     yield _conclude(task, memory, checkpoint, rehearsed)
 
 
-def _plan_tuning(recipe: Recipe, folder: Path, checkpoints: Path, stdin: BinaryIO | None) -> _Task:
+def _plan_tuning(
+    recipe: Recipe, folder: Path, checkpoints: Path, stdin: BinaryIO | None
+) -> Generator[Doing, None, _Task]:
     """Read the rows as finetuning does."""
     base = find_base(recipe, folder, checkpoints)
     config, tokenizer = read_config(base), load_tokenizer(base)
@@ -155,12 +157,8 @@ def _plan_tuning(recipe: Recipe, folder: Path, checkpoints: Path, stdin: BinaryI
         tokenizer = with_template(tokenizer)
     check_tuning(recipe, config)
     with tempfile.TemporaryDirectory() as place:
-        stages = read_rows(recipe, tokenizer, Path(place), stdin, datetime.now())
-        try:
-            while True:
-                next(stages)
-        except StopIteration as end:
-            _, _, sides = end.value
+        now = datetime.now()
+        _, _, sides = yield from read_rows(recipe, tokenizer, Path(place), stdin, now)
     recipe = dataclasses.replace(recipe, model=config)
     samples, train = sides["train"].samples, recipe.train
     packs = SampleBatches(
