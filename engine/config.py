@@ -31,12 +31,10 @@ class RunConfig:
         "auto", "where to compute; auto takes cuda, then mps, then cpu"
     )
     dtype: Literal["auto", "fp32", "bf16", "int8"] = setting(
-        "auto",
-        "matmul precision; auto takes bf16 where the hardware multiplies it natively, else int8 for"
-        " lm train where our kernels run, else fp32",
+        "auto", "matmul precision; auto: bf16 where it is native, else int8 by our kernels"
     )
     kernels: Literal["auto", "off"] = setting(
-        "auto", "our own C kernels, built by this machine's compiler; off leaves all to torch"
+        "auto", "our own C kernels, built on this machine; off leaves all to torch"
     )
     threads: int = setting(0, "CPU threads; 0 takes one per core", low=0, high=1024)
 
@@ -222,6 +220,10 @@ class DataConfig:
     column: str = setting("text", "field of a JSONL or parquet row that holds the text")
     columns: str = setting("", "finetune: rename fields of rows, prompt=question,completion=answer")
     seq_len: int = setting(256, "tokens of context per training sequence (T)", low=1)
+    short_len: int = setting(
+        0, "train: sequences are cut to this many tokens at first; 0 means no", low=0
+    )
+    short_steps: int = setting(0, "train: updates whose sequences are short", low=0)
     chat: Literal["auto", "template", "plain"] = setting(
         "auto",
         "finetune: prompts by the chat template or as they are; auto: if it has one",
