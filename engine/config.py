@@ -220,10 +220,6 @@ class DataConfig:
     column: str = setting("text", "field of a JSONL or parquet row that holds the text")
     columns: str = setting("", "finetune: rename fields of rows, prompt=question,completion=answer")
     seq_len: int = setting(256, "tokens of context per training sequence (T)", low=1)
-    short_len: int = setting(
-        0, "train: sequences are cut to this many tokens at first; 0 means no", low=0
-    )
-    short_steps: int = setting(0, "train: updates whose sequences are short", low=0)
     chat: Literal["auto", "template", "plain"] = setting(
         "auto",
         "finetune: prompts by the chat template or as they are; auto: if it has one",

@@ -44,27 +44,9 @@ class WindowBatches:
     """Random windows of a token stream, for pretraining."""
 
     def __init__(
-        self,
-        tokens: np.ndarray,
-        seq_len: int,
-        batch_size: int,
-        seed: int,
-        parts: int = 1,
-        *,
-        short_len: int = 0,
-        short_steps: int = 0,
+        self, tokens: np.ndarray, seq_len: int, batch_size: int, seed: int, parts: int = 1
     ) -> None:
-        """Serve windows of `seq_len` + 1 tokens, cut into shorter sequences in the first batches.
-
-        What a short sequence teaches comes first: a word hangs on those just before it. Source: Li
-        et al. 2022, arXiv:2108.06084 (sequence length warm-up).
-
-        Raises: DataError if the stream has no window, or a window is not a multiple of `short_len`.
-        """
-        if short_len and seq_len % short_len:
-            raise DataError(
-                f"data.seq_len={seq_len} is not a multiple of data.short_len={short_len}"
-            )
+        """Serve windows of `seq_len` + 1 tokens. Raises: DataError if the stream has none."""
         # One window less than fit, to leave room for each epoch's offset.
         self.windows = (len(tokens) - 1) // seq_len - 1
         if self.windows < 1:
@@ -73,7 +55,7 @@ class WindowBatches:
                 " lower it or give more text"
             )
         self.tokens, self.seq_len, self.batch_size, self.seed = tokens, seq_len, batch_size, seed
-        self.parts, self.short_len, self.short_steps = parts, short_len, short_steps
+        self.parts = parts
         self._order: tuple[int, int, np.ndarray] | None = None  # only a memory of the last epoch
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,12 +89,9 @@ class WindowBatches:
             start = offset + int(order[index % self.windows]) * self.seq_len
             rows.append(self.tokens[start : start + self.seq_len + 1])
         rows_BS = torch.from_numpy(np.stack(rows).astype(np.int64))
-        T = self.short_len if self.short_len and number < self.short_steps else self.seq_len
         return [
-            Batch(
-                tokens_BT=part_BS[:, :-1].reshape(-1, T), targets_BT=part_BS[:, 1:].reshape(-1, T)
-            )
-            for part_BS in rows_BS.chunk(self.parts)
+            Batch(tokens_BT=rows_BS[:, :-1], targets_BT=rows_BS[:, 1:])
+            for rows_BS in rows_BS.chunk(self.parts)
         ]
 
 

@@ -94,8 +94,6 @@ class Pretraining:
             train.batch_size,
             recipe.run.seed,
             train.accumulate,
-            short_len=recipe.data.short_len,
-            short_steps=recipe.data.short_steps,
         )
         self.loss: Loss = partial(
             next_token_loss, chunk=train.loss_chunk, recompute=train.recompute

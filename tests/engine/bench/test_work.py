@@ -50,6 +50,7 @@ def test_decoding_is_generate_itself(monkeypatch):
 
 def test_training_is_train_itself():
     """Each repetition is one update of the recipe's model by its own optimizer."""
+    from engine.train.precision import choose_precision
     from engine.train.prepare import build_model
 
     subject = from_recipe(RECIPE, CACHE)
@@ -59,7 +60,9 @@ def test_training_is_train_itself():
         frame = work.do.__closure__ or ()
         endless = next(c.cell_contents for c in frame if hasattr(c.cell_contents, "gi_frame"))
         model = endless.gi_frame.f_locals["model"]
-        before, _ = build_model(subject.recipe, torch.device("cpu"), None)
+        cpu = torch.device("cpu")
+        precision = choose_precision(subject.recipe.run, cpu, subject.cache, finetune=False)
+        before, _ = build_model(subject.recipe, cpu, precision, None)
         for _ in range(3):
             assert work.do().tokens == 8 * 64
             seen.append(model.blocks[0].mlp.up_proj.weight.detach().clone())

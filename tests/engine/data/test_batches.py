@@ -290,18 +290,3 @@ def test_the_digest_is_of_ids_masks_and_borders():
         [*base, sample([4, 5])],
     ]
     assert len({digest(samples) for samples in [base, *others]}) == 7
-
-
-def test_first_batches_are_the_same_tokens_in_shorter_sequences():
-    """Every target still follows its token; later batches are whole again."""
-    tokens = np.arange(1000)
-    whole = WindowBatches(tokens, 12, 4, seed=3, parts=2)
-    short = WindowBatches(tokens, 12, 4, seed=3, parts=2, short_len=4, short_steps=2)
-    for number in (0, 1):
-        for ours, theirs in zip(short(number), whole(number), strict=True):
-            assert ours.tokens_BT.shape == (6, 4)
-            assert torch.equal(ours.tokens_BT.flatten(), theirs.tokens_BT.flatten())
-            assert torch.equal(ours.targets_BT, ours.tokens_BT + 1)
-    assert short(2)[0].tokens_BT.shape == (2, 12)
-    with pytest.raises(DataError, match="multiple of data.short_len"):
-        WindowBatches(tokens, 12, 4, seed=3, short_len=5, short_steps=2)
