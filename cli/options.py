@@ -159,3 +159,12 @@ def load_recipe(name: str, overrides: list[str] | None):  # -> Recipe, imported 
     if not recipe.run.name:
         recipe = override(recipe, run={"name": path.stem})
     return recipe
+
+
+def is_finetuning(name: str) -> bool:
+    """Tell whether a recipe says in its opening lines that it is run by `lm finetune`."""
+    from engine.recipe import find_recipe
+
+    path = find_recipe(name, recipes_folder())
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(line.startswith("#") and f"lm finetune {path.stem}" in line for line in lines)

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 from cli.plots import Curve, draw
 from cli.render import clock, console, count, emit_json, say, size
 from engine.data.pack import PackProgress
+from engine.forecast import checkpoint_bytes
 from engine.generate.decode import generate, prefill
 from engine.hardware import peak_memory
 from engine.train.loop import TrainStep
-from engine.train.plan import Plan
+from engine.train.plan import MEASURED, Plan
 from engine.train.prepare import Doing
 from engine.train.run import Evaluated, Event, Finished, Interrupted, Prepared, Saved
 
@@ -227,6 +228,11 @@ def _plain(event: Event, progress: Progress, story: Story) -> None:
                 f" · grad {event.grad_norm:.2f} · {progress.speed:,.0f} tok/s"
                 f" · MFU {progress.utilisation:.0%}{left}"
             )
+        if (
+            event.step == progress.prepared.start + MEASURED
+            and progress.prepared.recipe.train.steps
+        ):
+            say(f"plan: {progress.steps} steps take about {clock(progress.left or 0)} more")
     elif isinstance(event, Evaluated):
         mark = " · best so far" if event.best and not event.final else ""
         say(f"step {event.step} · held-out: {story.figure(event)}{mark}")
@@ -267,6 +273,12 @@ def machine_lines(prepared: Prepared) -> list[str]:
         f"on     {machine['device']} {machine['dtype']}, {_hands(machine)},"
         f" matmul peak {prepared.peak_flops / 1e12:.2f} TFLOP/s measured",
     ]
+    memory = prepared.memory
+    disk = size(checkpoint_bytes(prepared.recipe, memory))
+    lines.append(
+        f"takes  about {size(sum(memory.values()))} of memory at the peak,"
+        f" {size(memory['activations'])} of it activations; {disk} of disk a checkpoint"
+    )
     if prepared.start:
         lines.append(f"resume after step {prepared.start}")
     if prepared.changed:

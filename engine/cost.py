@@ -6,13 +6,15 @@ plus the attention scores); Pope et al. 2022, arXiv:2211.05102 (cache).
 
 from engine.config import ModelConfig
 
+GATED = ("swiglu", "geglu", "geglu_tanh")  # MLPs with a third matrix
+
 
 def parameters(config: ModelConfig) -> dict[str, int]:
     """Count parameters per group; the values add up to the model's total."""
     D, F, H = config.d_model, config.d_ff, config.head_dim
     q_width, kv_width = config.n_heads * H, config.n_kv_heads * H
     norm = 2 if config.norm == "layernorm" else 1
-    gated = config.activation in ("swiglu", "geglu", "geglu_tanh")
+    gated = config.activation in GATED
     attention = D * (q_width + 2 * kv_width) + q_width * D
     attention += (q_width + 2 * kv_width) * config.attention_bias + D * config.output_bias
     mlp = (3 if gated else 2) * D * F
@@ -69,28 +71,15 @@ def train_flops(config: ModelConfig, context: int) -> int:
     return 3 * forward_flops(config, context)
 
 
-def train_bytes(
-    config: ModelConfig,
-    rows: int,
-    length: int,
-    *,
-    trained: int | None = None,
-    frozen_bytes: int = 0,
-    recompute: bool = False,
-    processes: int = 1,
-) -> int:
-    """Estimate the least memory that training takes, with `rows` × `length` tokens at a time.
-
-    Four fp32 numbers per trained parameter (weight, gradient, two moments; None trains all), and
-    what a block keeps for its backward pass: some 16 vectors of width D and 4 of width F per token,
-    or only its input if it computes the rest again. Each process more has a gradient and keeps as
-    much.
-    """
-    trained = sum(parameters(config).values()) if trained is None else trained
-    states = 16 * trained + 4 * trained * (processes - 1)
-    block = 16 * config.d_model + 4 * config.d_ff
-    kept = block + config.n_layers * config.d_model if recompute else config.n_layers * block
-    return states + frozen_bytes + 4 * kept * rows * length * processes
+def lora_parameters(config: ModelConfig, rank: int, targets: str = "all") -> int:
+    """Count the parameters of a LoRA beside the chosen matrices of all blocks."""
+    D, F = config.d_model, config.d_ff
+    q_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    gated = config.activation in GATED
+    attention = 2 * (D + q_width) + 2 * (D + kv_width)  # rows and columns: of q and o, of k and v
+    mlp = (3 if gated else 2) * (D + F)
+    chosen = {"attention": attention, "mlp": mlp, "all": attention + mlp}[targets]
+    return config.n_layers * rank * chosen
 
 
 def kv_bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:

@@ -14,6 +14,7 @@ FLOORS = [
     ("engine.errors", "engine.clock"),
     ("engine.config", "engine.files"),
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
+    ("engine.memory",),
     ("engine.hardware", "engine.kernels"),
     ("engine.machine",),
     ("engine.model", "engine.weights"),
@@ -26,6 +27,8 @@ FLOORS = [
     ("engine.train", "engine.generate"),
     ("engine.finetune",),
     ("engine.bench", "engine.doctor"),
+    ("engine.rehearsal",),
+    ("engine.forecast",),
     ("cli",),
 ]
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "cli.md"
 COMMANDS = (
     *([], ["count-tokens"], ["tokenize"], ["train-tokenizer"]),
-    *(["data"], ["data", "check"], ["train"], ["finetune"], ["runs"], ["plot"], ["show"]),
+    *(["data"], ["data", "check"], ["train"], ["finetune"], ["plan"], ["runs"], ["plot"], ["show"]),
     *(["recipes"], ["recipes", "show"], ["recipes", "check"], ["recipes", "explain"]),
     *(["generate"], ["chat"], ["import"], ["merge"], ["export"], ["verify"], ["doctor"]),
     *(["bench"], ["bench", "compare"]),

@@ -32,7 +32,8 @@ from engine.train.gradient import Share
 from engine.train.log import MetricsLog
 from engine.train.loop import train
 from engine.train.loss import next_token_loss
-from engine.train.prepare import build_model, choose_precision
+from engine.train.precision import choose_precision
+from engine.train.prepare import build_model
 from engine.train.team import Team, check_processes
 
 Model = tuple[Transformer, Tokenizer]
@@ -148,9 +149,8 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
     check_processes(recipe, device)
     keep_heap()
     settings = recipe.train
-    dtype, kernels = choose_precision(recipe, device, subject.cache, otherwise="int8")
-    model, optimizer = build_model(recipe, device, None)
-    model.accelerate(kernels, eight_bits=dtype == torch.int8)
+    precision = choose_precision(recipe.run, device, subject.cache, finetune=False)
+    model, optimizer = build_model(recipe, device, precision, None)
     batches = WindowBatches(
         np.random.default_rng(0).integers(
             0, recipe.model.vocab_size, 8 * settings.batch_size * (recipe.data.seq_len + 1)
@@ -167,7 +167,7 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
             next_token_loss, chunk=settings.loss_chunk, recompute=settings.recompute, clock=clock
         ),
         seed=recipe.run.seed,
-        dtype=dtype,
+        dtype=precision.dtype,
         clock=clock,
     )
     team = nullcontext(share)
@@ -187,7 +187,7 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
             return Taken(tokens=step.seen, seconds=clock.latest - before, times=[clock.latest])
 
         try:
-            name = NAMES[dtype] if case.dtype == "auto" else case.dtype
+            name = NAMES[precision.dtype] if case.dtype == "auto" else case.dtype
             yield Work(do=do, dtype=name, flops=train_flops(recipe.model, recipe.data.seq_len))
         finally:
             log.close()

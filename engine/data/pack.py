@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,32 +76,63 @@ def pack(
 
     Raises: DataError if there is nothing on one side; ResourceError if the disk is full.
     """
+    if found := packed(train, valid, tokenizer, one_in, cache):
+        return found
+    place = _place(train, valid, tokenizer, one_in, cache)
+    folder: Path = place["folder"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (cache / f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second run on this corpus waits here
+            if not (folder / "shards.json").is_file():
+                writer = _Writer(folder, tokenizer, place["dtype"])
+                yield from _write_shards(writer, train, valid, one_in, place["rule"])
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: cannot write token shards: {error.strerror or error}; free some"
+            " space or choose another folder with --cache"
+        ) from None
+    return _read_shards(place, cached=False)
+
+
+def packed(
+    train: tuple[Corpus, Scan],
+    valid: tuple[Corpus, Scan] | None,
+    tokenizer: Tokenizer,
+    one_in: int,
+    cache: Path,
+) -> Shards | None:
+    """Return what `pack` made of a corpus earlier, if it did."""
+    place = _place(train, valid, tokenizer, one_in, cache)
+    made = (place["folder"] / "shards.json").is_file()
+    return _read_shards(place, cached=True) if made else None
+
+
+def _place(
+    train: tuple[Corpus, Scan],
+    valid: tuple[Corpus, Scan] | None,
+    tokenizer: Tokenizer,
+    one_in: int,
+    cache: Path,
+) -> dict[str, Any]:
+    """Say where the shards of a corpus lie, and how."""
     scan = train[1]
-    rule = split_rule(scan, valid, one_in)
     parts = (LAYOUT, scan.digest, valid and valid[1].digest, tokenizer.digest, one_in)
     parts = (*parts, tokenizer.end_of_text)  # not in the digest: settings beside it may name it
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()
-    folder = cache / digest[:16]
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    common = {"folder": folder, "digest": digest, "dtype": dtype, "rule": rule}
-    made = folder / "shards.json"
-    cached = made.is_file()
-    if not cached:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (cache / f".{folder.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # a second run on this corpus waits here
-                if not made.is_file():
-                    writer = _Writer(folder, tokenizer, dtype)
-                    yield from _write_shards(writer, train, valid, one_in, rule)
-        except OSError as error:
-            raise ResourceError(
-                f"{folder}: cannot write token shards: {error.strerror or error}; free some"
-                " space or choose another folder with --cache"
-            ) from None
-    meta = json.loads(made.read_text(encoding="utf-8"))
-    train_split, valid_split = Split(**meta["train"]), Split(**meta["valid"])
-    return Shards(**common, train=train_split, valid=valid_split, cached=cached)
+    return {
+        "folder": cache / digest[:16],
+        "digest": digest,
+        "dtype": "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+        "rule": split_rule(scan, valid, one_in),
+    }
+
+
+def _read_shards(place: dict[str, Any], cached: bool) -> Shards:
+    """Read the sizes of finished shards."""
+    meta = json.loads((place["folder"] / "shards.json").read_text(encoding="utf-8"))
+    train, valid = Split(**meta["train"]), Split(**meta["valid"])
+    return Shards(**place, train=train, valid=valid, cached=cached)
 
 
 def _write_shards(

@@ -17,7 +17,6 @@ import torch
 from engine import checkpoint
 from engine.adapter_config import MERGE, is_adapter, weights_digest
 from engine.config import DataConfig, Recipe
-from engine.cost import parameters, train_bytes
 from engine.data.corpora import open_corpus
 from engine.data.samples import Sample, with_template
 from engine.errors import RecipeError, ResourceError
@@ -26,6 +25,7 @@ from engine.finetune.forgetting import Forgetting, Text, compare, measure, take,
 from engine.finetune.objective import Finetuning
 from engine.finetune.prepare import Side, Tuning, check_settings, own_text, read_rows
 from engine.hardware import check_memory, keep_heap, peak_memory, pick_device, use_threads
+from engine.memory import needed_memory
 from engine.model.lora import add_lora
 from engine.model.transformer import Transformer
 from engine.recipe import override
@@ -34,7 +34,8 @@ from engine.text.tokenizer import Tokenizer
 from engine.train.evaluate import documents
 from engine.train.job import Job
 from engine.train.optim import Optimizers
-from engine.train.prepare import Doing, SavedRun, choose_precision, open_folder
+from engine.train.precision import Precision, choose_precision
+from engine.train.prepare import Doing, SavedRun, open_folder, predict_memory
 from engine.train.run import Event, Finished, go
 from engine.train.team import check_processes
 
@@ -86,8 +87,8 @@ def run(
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     check_processes(recipe, device)
-    dtype, kernels = choose_precision(recipe, device, cache, otherwise="fp32")
-    base = _find_base(recipe, folder, checkpoints)
+    precision = choose_precision(recipe.run, device, cache, finetune=True)
+    base = find_base(recipe, folder, checkpoints)
     # What is there is replaced when base, rows and memory are good; a pipe can be read only once.
     late = force and not resume and recipe.data.train != "-"
     with hold(folder):
@@ -110,10 +111,9 @@ def run(
             test=sides.get("test"),
             own_text=text,
         )
-        given, recipe = recipe, override(recipe, model=_sizes(model))
+        given, recipe = recipe, override(recipe, model=base_sizes(model))
         objective = Finetuning(recipe, tuning, tokenizer, base, weights_digest(base))
-        model = _build(model, recipe, objective, device, saved)
-        model.accelerate(kernels, eight_bits=dtype == torch.int8)
+        model = build_model(model, recipe, device, precision, saved)
         optimizer = Optimizers(model, recipe.train.optim)
         if saved:
             state = saved.folder / "state" / "optimizer.safetensors"
@@ -131,8 +131,7 @@ def run(
             optimizer=optimizer,
             saved=saved,
             device=device,
-            dtype=dtype,
-            kernels=kernels,
+            precision=precision,
             threads=threads,
             base=base if recipe.train.lora.rank else None,
             kept={"now": began},
@@ -144,7 +143,7 @@ def run(
             yield event
 
 
-def _find_base(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
+def find_base(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
     """Find the checkpoint to start from, which the run must not be written over.
 
     Raises: RecipeError if none is named, or no rows, if it is an adapter, or lies in `folder`.
@@ -162,44 +161,35 @@ def _find_base(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
     return base
 
 
-def _sizes(model: Transformer) -> dict[str, object]:
+def base_sizes(model: Transformer) -> dict[str, object]:
     """Return the settings of a model by name."""
     config = model.config
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
-def _build(
+def build_model(
     model: Transformer,
     recipe: Recipe,
-    objective: Finetuning,
     device: torch.device,
+    precision: Precision,
     saved: SavedRun | None,
 ) -> Transformer:
-    """Make the base what is trained: itself, or LoRA beside it; or load what was saved of it."""
-    lora, train = recipe.train.lora, recipe.train
+    """Make the base what is trained: itself, or LoRA beside it; or load what was saved of it.
+
+    Raises: ResourceError if training it does not fit.
+    """
+    lora = recipe.train.lora
     if saved:
-        model, _ = checkpoint.load_model(saved.folder, device, train.dropout)
+        model, _ = checkpoint.load_model(saved.folder, device, recipe.train.dropout)
     elif lora.rank:
         add_lora(model, lora, torch.Generator().manual_seed(recipe.run.seed))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    small = ("attention", "mlp") if lora.base == "int8" else ()  # what 8 bits hold
-    groups = parameters(model.config).items()
-    frozen = sum(n if name in small else 4 * n for name, n in groups) if lora.rank else 0
-    packs = train.batch_size // train.accumulate
     check_memory(
-        train_bytes(
-            model.config,
-            packs,
-            recipe.data.seq_len,
-            trained=trained,
-            frozen_bytes=frozen,
-            recompute=train.recompute,
-            processes=train.processes,
-        ),
+        needed_memory(predict_memory(recipe, precision)),
         device,
         "finetuning this model",
         "train.batch_size / train.accumulate or data.seq_len (or set train.recompute=true)",
     )
+    precision.prepare(model)
     return model
 
 

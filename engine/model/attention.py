@@ -64,8 +64,9 @@ class CausalAttention(torch.autograd.Function):
         inputs = [x.contiguous() for x in (q_BTNH, k_BTKH, v_BTKH)]
         y_BTNH = torch.empty_like(inputs[0])
         lses = []
-        for y, *text in zip(*(x.split(lengths, dim=1) for x in (y_BTNH, *inputs)), strict=True):
-            lses.append(kernels.attention(*text, scale, onto=y))
+        cut = (x.split(lengths, dim=1) for x in (*inputs, y_BTNH))
+        for q, k, v, y in zip(*cut, strict=True):
+            lses.append(kernels.attention(q, k, v, scale, onto=y))
         ctx.save_for_backward(*inputs, y_BTNH, *lses)
         ctx.kernels, ctx.scale, ctx.lengths = kernels, scale, lengths
         return y_BTNH

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 import torch
 
 from engine.config import Recipe
-from engine.kernels.build import Unavailable
-from engine.kernels.native import Kernels
 from engine.model.transformer import Transformer
 from engine.text.tokenizer import Tokenizer
 from engine.train.evaluate import Score
 from engine.train.gradient import Batches, Loss
 from engine.train.optim import Optimizers
+from engine.train.precision import Precision
 from engine.train.prepare import SavedRun
 
 
@@ -65,8 +64,7 @@ class Job:
     optimizer: Optimizers
     saved: SavedRun | None  # where to go on from
     device: torch.device
-    dtype: torch.dtype
-    kernels: Kernels | Unavailable
+    precision: Precision
     threads: int
     base: Path | None = None  # what a model with LoRA stands beside
     kept: Mapping[str, Any] = field(default_factory=dict)  # what preparing it again will need

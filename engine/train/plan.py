@@ -2,6 +2,8 @@
 
     lm train stdlib train.budget=5m      12 steps measured → 640 planned → schedule ends in time
 
+What a run takes in all, before it is started, is told by `engine/forecast.py`.
+
 The plan is a file of the run, so a resumed run follows the same plan to the bit. A machine that
 turns out faster or slower corrects it, as long as a warm-up–stable–decay schedule is in its stable
 part, where past steps do not depend on the total. Once the rate falls, the number of steps stands.

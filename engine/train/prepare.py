@@ -15,19 +15,18 @@ import torch
 
 from engine import checkpoint
 from engine.config import FileFormat, Recipe
-from engine.cost import train_bytes
 from engine.data.corpora import open_corpus, scan, spool
 from engine.data.pack import PackProgress, Shards, pack, sides
-from engine.errors import CheckpointError, RecipeError, ResourceError
-from engine.hardware import check_memory, pick_dtype
-from engine.kernels.build import Unavailable, load_kernels
-from engine.kernels.native import Kernels
+from engine.errors import CheckpointError, RecipeError
+from engine.hardware import check_memory
 from engine.manifest import read_json, read_manifest
+from engine.memory import needed_memory, training_memory
 from engine.model.transformer import Transformer, initialise
 from engine.recipe import dump, fields, flatten, load, override, to_dict
 from engine.runs import TOKENIZER, create_run, has_begun, tidy
 from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
 from engine.train.optim import Optimizers
+from engine.train.precision import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,62 +163,43 @@ def prepare_data(
     return Data(tokenizer=tokenizer, shards=shards, dropped=dict(dropped))
 
 
-def choose_precision(
-    recipe: Recipe, device: torch.device, cache: Path, otherwise: str
-) -> tuple[torch.dtype, Kernels | Unavailable]:
-    """Choose how to multiply and by whose kernels: what the recipe asks for, else the fastest here.
-
-    Where bf16 is not native, `auto` takes int8 if `otherwise` says so and there are kernels for it.
-
-    Raises: ResourceError if 8 bits are asked for and cannot be had.
-    """
-    kernels: Kernels | Unavailable = Unavailable("run.kernels is off")
-    if device.type != "cpu":
-        kernels = Unavailable("they are for a CPU")
-    elif recipe.run.kernels == "auto":
-        kernels = load_kernels(cache)
-    dtype = pick_dtype(recipe.run.dtype, device, otherwise if kernels else "fp32")
-    if dtype == torch.int8 and not kernels:
-        raise ResourceError(
-            f"run.dtype=int8 needs our C kernels, and {kernels.reason}; use run.dtype=auto"
-        )
-    if dtype == torch.bfloat16:
-        kernels = Unavailable("they multiply fp32 and int8")
-    return dtype, kernels
-
-
-def fill_sizes(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
+def fill_vocabulary(recipe: Recipe, tokens: int) -> Recipe:
     """Give the model the tokenizer's vocabulary. Raises: RecipeError if it has a smaller one."""
     wish = recipe.model.vocab_size
-    if wish and wish < tokenizer.vocab_size:
+    if wish and wish < tokens:
         raise RecipeError(
-            f"model.vocab_size={wish} is smaller than the tokenizer's {tokenizer.vocab_size};"
-            " leave it at 0"
+            f"model.vocab_size={wish} is smaller than the tokenizer's {tokens}; leave it at 0"
         )
-    return override(recipe, model={"vocab_size": wish or tokenizer.vocab_size})
+    return override(recipe, model={"vocab_size": wish or tokens})
+
+
+def predict_memory(recipe: Recipe, precision: Precision) -> dict[str, int]:
+    """Say what each part of a run takes at its peak; the recipe has every size filled in."""
+    return training_memory(
+        recipe.model,
+        recipe.train,
+        recipe.train.batch_size // recipe.train.accumulate,
+        recipe.data.seq_len,
+        precision.name,
+        ours=bool(precision.kernels),
+    )
 
 
 def build_model(
-    recipe: Recipe, device: torch.device, saved: SavedRun | None
+    recipe: Recipe, device: torch.device, precision: Precision, saved: SavedRun | None
 ) -> tuple[Transformer, Optimizers]:
     """Make the model and its optimizer: new from the seed, or exactly as they were saved."""
-    rows = recipe.train.batch_size // recipe.train.accumulate
-    needed = train_bytes(
-        recipe.model,
-        rows,
-        recipe.data.seq_len,
-        recompute=recipe.train.recompute,
-        processes=recipe.train.processes,
-    )
-    check_memory(needed, device, "training this model")
+    check_memory(needed_memory(predict_memory(recipe, precision)), device, "training this model")
     if not saved:
         model = Transformer(recipe.model, recipe.train.dropout)
         initialise(model, torch.Generator().manual_seed(recipe.run.seed))
         model = model.to(device)
+        precision.prepare(model)
         return model, Optimizers(model, recipe.train.optim)
     model, _ = checkpoint.load_model(saved.folder, device, recipe.train.dropout)
     if model.config != recipe.model:
         raise CheckpointError(f"{saved.folder}: its model is not the one of its recipe.yaml")
+    precision.prepare(model)
     optimizer = Optimizers(model, recipe.train.optim)
     path = saved.folder / "state" / "optimizer.safetensors"
     optimizer.load_state(checkpoint.load_tensors(path, device))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 
 from engine.config import Recipe
 from engine.data.batches import WindowBatches
@@ -22,12 +21,12 @@ from engine.train.evaluate import Score, score
 from engine.train.gradient import Batches, Loss
 from engine.train.job import Job
 from engine.train.loss import next_token_loss
+from engine.train.precision import choose_precision
 from engine.train.prepare import (
     Data,
     build_model,
     check_settings,
-    choose_precision,
-    fill_sizes,
+    fill_vocabulary,
     open_folder,
     prepare_data,
 )
@@ -57,14 +56,13 @@ def run(
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     check_processes(recipe, device)
-    dtype, kernels = choose_precision(recipe, device, cache, otherwise="int8")
+    precision = choose_precision(recipe.run, device, cache, finetune=False)
     with hold(folder):
         saved = open_folder(recipe, folder, resume, force)
         data = yield from prepare_data(recipe, folder, cache, stdin)
-        recipe = fill_sizes(recipe, data.tokenizer)
+        recipe = fill_vocabulary(recipe, data.tokenizer.vocab_size)
         objective = Pretraining(recipe, data)
-        model, optimizer = build_model(recipe, device, saved)
-        model.accelerate(kernels, eight_bits=dtype == torch.int8)
+        model, optimizer = build_model(recipe, device, precision, saved)
         job = Job(
             recipe=recipe,
             folder=folder,
@@ -74,8 +72,7 @@ def run(
             optimizer=optimizer,
             saved=saved,
             device=device,
-            dtype=dtype,
-            kernels=kernels,
+            precision=precision,
             threads=threads,
         )
         yield from go(job, stop)

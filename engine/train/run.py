@@ -34,7 +34,7 @@ from engine.train.job import Job, Objective
 from engine.train.log import MetricsLog
 from engine.train.loop import TrainStep, train
 from engine.train.plan import Plan, Planner
-from engine.train.prepare import Doing
+from engine.train.prepare import Doing, predict_memory
 from engine.train.team import Team
 
 EVALUATIONS = 5  # in a run, unless eval.every says otherwise
@@ -55,6 +55,7 @@ class Prepared:
     parameters: int
     flops_per_token: int
     peak_flops: float
+    memory: dict[str, int]  # bytes that each part is expected to take at the peak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +118,9 @@ def go(job: Job, stop: Callable[[], bool]) -> Iterator[Event]:
             f" {saved.state['data'][:12]}, now {job.objective.digest[:12]}); restore it or start"
             " anew"
         )
-    machine = {"device": str(job.device), "dtype": str(job.dtype).removeprefix("torch.")}
-    machine |= {"kernels": "ours" if job.kernels else f"torch's: {job.kernels.reason}"}
+    kernels = job.precision.kernels
+    machine = {"device": str(job.device), "dtype": job.precision.name}
+    machine |= {"kernels": "ours" if kernels else f"torch's: {kernels.reason}"}
     machine |= {"threads": str(job.threads), "processes": str(recipe.train.processes)} | versions()
     before = saved.state["machine"] if saved else machine
     prepared = Prepared(
@@ -134,14 +136,15 @@ def go(job: Job, stop: Callable[[], bool]) -> Iterator[Event]:
         ],
         parameters=sum(parameters(recipe.model).values()),
         flops_per_token=train_flops(recipe.model, recipe.data.seq_len),
-        peak_flops=matmul_peak(job.device, job.dtype),
+        peak_flops=matmul_peak(job.device, job.precision.dtype),
+        memory=predict_memory(recipe, job.precision),
     )
     share = Share(
         model=job.model,
         batches=job.objective.batches,
         loss=job.objective.loss,
         seed=recipe.run.seed,
-        dtype=job.dtype,
+        dtype=job.precision.dtype,
     )
     team = nullcontext(share)
     if recipe.train.processes > 1:

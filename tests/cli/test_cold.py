@@ -26,6 +26,7 @@ COMMANDS = [
     "recipes",
     "data",
     "train",
+    "plan",
     "runs",
     "plot",
     "show",

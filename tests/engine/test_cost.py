@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import cost
-from engine.config import ModelConfig, RopeScaling
+from engine.config import LoraConfig, ModelConfig, RopeScaling
 from engine.generate.decode import prefill
 from engine.model.attention import visible
 from engine.model.cache import FullLayer, KVCache
+from engine.model.lora import add_lora
 from engine.model.transformer import ACTIVATIONS, Transformer
 from tests.conftest import make_model
 
@@ -215,13 +216,13 @@ def test_attention_flops_equal_the_visible_pairs(window, full_every, window_from
     assert attention == pytest.approx(4 * 4 * 10 * seen, rel=0.02)
 
 
-def test_each_process_more_takes_a_gradient_and_what_its_part_keeps():
-    config = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_ff=12, qk_norm="none")
-    weights = 4 * 8 * 8 + 3 * 8 * 12 + 2 * 10 * 8 + 3 * 8
-    kept = (16 * 8 + 4 * 12) * 3 * 5
-    for processes in (1, 2, 4):
-        needed = cost.train_bytes(config, 3, 5, processes=processes)
-        assert needed == 4 * (4 * weights + (processes - 1) * weights + processes * kept)
+@pytest.mark.parametrize("targets", ["all", "attention", "mlp"])
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+def test_the_parameters_of_a_lora_are_counted(targets, activation):
+    model = make_model(activation=activation, n_kv_heads=2, head_dim=12)
+    add_lora(model, LoraConfig(rank=3, targets=targets), torch.Generator())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert cost.lora_parameters(model.config, 3, targets) == trained
 
 
 def test_flops_by_hand():
