@@ -26,10 +26,9 @@ FLOORS = [
     ("engine.data",),
     ("engine.train", "engine.generate"),
     ("engine.finetune",),
-    ("engine.doctor",),
+    ("engine.bench", "engine.doctor"),
     ("engine.rehearsal",),
     ("engine.forecast",),
-    ("engine.bench",),
     ("cli",),
 ]
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("cli/**/*.py")])

@@ -150,7 +150,6 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
     keep_heap()
     settings = recipe.train
     precision = choose_precision(recipe.run, device, subject.cache, finetune=False)
-    dtype = precision.dtype
     model, optimizer = build_model(recipe, device, precision, None)
     batches = WindowBatches(
         np.random.default_rng(0).integers(
@@ -168,7 +167,7 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
             next_token_loss, chunk=settings.loss_chunk, recompute=settings.recompute, clock=clock
         ),
         seed=recipe.run.seed,
-        dtype=dtype,
+        dtype=precision.dtype,
         clock=clock,
     )
     team = nullcontext(share)
@@ -188,7 +187,7 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
             return Taken(tokens=step.seen, seconds=clock.latest - before, times=[clock.latest])
 
         try:
-            name = NAMES[dtype] if case.dtype == "auto" else case.dtype
+            name = NAMES[precision.dtype] if case.dtype == "auto" else case.dtype
             yield Work(do=do, dtype=name, flops=train_flops(recipe.model, recipe.data.seq_len))
         finally:
             log.close()
