@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from cli.render import console, count, emit_json, size
 from engine.bench.cases import Case
 from engine.bench.compare import Comparison, Effect, compare
-from engine.bench.measure import Limits, Result
 from engine.bench.price import Offer, per_million
 from engine.bench.record import read_records
+from engine.bench.result import Limits, Result
 from engine.bench.stats import mad
 from engine.errors import CheckFailed, RecipeError, ResourceError
-from engine.machine import Machine
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from engine.machine import Machine
 
 # What of a case is worth a million tokens, and what sellers call it.
 SOLD = {"prefill": "input", "decode": "output", "batch": "output"}
@@ -35,7 +36,7 @@ class Money:
 
 
 def show_tables(
-    results: Sequence[Result], machine: Machine, limits: Sequence[Limits], money: Money | None
+    results: Sequence[Result], machine: "Machine", limits: Sequence[Limits], money: Money | None
 ) -> None:
     """Print what was measured: speeds, limits, where the time went, what it costs."""
     out = console()
@@ -82,6 +83,7 @@ def _labels(cases: Sequence[Case]) -> list[tuple[str, str]]:
 def _table(*columns: str) -> "Table":
     """Make a table whose first two columns name a case."""
     from rich.table import Table
+
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("what")
@@ -159,7 +161,7 @@ def _prices(results: Sequence[Result], labels: Sequence[tuple[str, str]], money:
 
 
 def show_json(
-    results: Sequence[Result], machine: Machine, limits: Sequence[Limits], money: Money | None
+    results: Sequence[Result], machine: "Machine", limits: Sequence[Limits], money: Money | None
 ) -> None:
     """Write one object with everything."""
     emit_json(

@@ -13,9 +13,10 @@ from cli.generation import load_for
 from cli.options import Dtype, cache_folder, load_recipe, the_model
 from cli.render import say
 from engine.bench.cases import Case, Grid, What, expand, read_numbers, read_whats
-from engine.bench.measure import Limits, Repetition, Result, measure
+from engine.bench.measure import measure
 from engine.bench.price import BESIDE, offer
 from engine.bench.record import Recorder
+from engine.bench.result import Limits, Repetition, Result
 from engine.bench.subject import Subject, from_checkpoint, from_recipe
 from engine.errors import RecipeError, ResourceError
 from engine.hardware import use_threads

@@ -10,12 +10,14 @@ import os
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.bench.cases import Case
-from engine.bench.measure import Repetition
+from engine.bench.result import Repetition
 from engine.errors import DataError, ResourceError
-from engine.machine import Machine
+
+if TYPE_CHECKING:  # it brings torch, which comparing does without
+    from engine.machine import Machine
 
 SCHEMA = "lm/bench/repetition/1"
 
@@ -23,7 +25,7 @@ SCHEMA = "lm/bench/repetition/1"
 class Recorder:
     """Adds lines to a file of records."""
 
-    def __init__(self, path: Path, machine: Machine) -> None:
+    def __init__(self, path: Path, machine: "Machine") -> None:
         """Open the file. Raises: ResourceError if it cannot be written."""
         self.path = path
         self.facts = {

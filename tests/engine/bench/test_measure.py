@@ -6,7 +6,8 @@ import pytest
 
 from engine.bench import measure as measuring
 from engine.bench.cases import Case, Grid, expand
-from engine.bench.measure import Limits, Repetition, Result, measure
+from engine.bench.measure import measure
+from engine.bench.result import Limits, Repetition, Result
 from engine.bench.subject import from_recipe
 from tests.engine.bench.test_subject import CACHE, RECIPE
 
