@@ -84,7 +84,6 @@ def _table(*columns: str) -> "Table":
     """Make a table whose first two columns name a case."""
     from rich.table import Table
 
-
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("what")
     table.add_column("case", overflow="fold")

@@ -33,8 +33,8 @@ class RunConfig:
     dtype: Literal["auto", "fp32", "bf16", "int8"] = setting(
         "auto", "matmul precision; auto: bf16 where it is native, else int8 by our kernels"
     )
-    kernels: Literal["auto", "off"] = setting(
-        "auto", "our own C kernels, built on this machine; off leaves all to torch"
+    kernels: Literal["auto", "torch"] = setting(
+        "auto", "auto: our own C kernels, built on this machine, where it can; torch: never"
     )
     threads: int = setting(0, "CPU threads; 0 takes one per core", low=0, high=1024)
 

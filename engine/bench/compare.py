@@ -101,7 +101,8 @@ def critical(n: int, m: int) -> int | None:
     which at most u pairs are the wrong way round make up less than 2.5 %.
     """
     if max(n, m) > 20:  # by then the counts are as good as normally distributed
-        return max(0, math.floor(n * m / 2 - 1.96 * math.sqrt(n * m * (n + m + 1) / 12)))
+        cut = math.floor(n * m / 2 - 1.96 * math.sqrt(n * m * (n + m + 1) / 12))
+        return cut if cut >= 0 and min(n, m) > 1 else None
     total, reached = math.comb(n + m, n), 0
     for u in range(n * m + 1):
         reached += _orders(n, m, u)

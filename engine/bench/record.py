@@ -40,9 +40,11 @@ class Recorder:
     def write(self, repetition: Repetition) -> None:
         """Add a line. Raises: ResourceError if the disk refuses."""
         row = {"schema": SCHEMA} | dataclasses.asdict(repetition) | self.facts
-        line = json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n"
+        line = json.dumps(row).encode("utf-8") + b"\n"
         try:
+            before = os.fstat(self.file).st_size
             if os.write(self.file, line) < len(line):
+                os.ftruncate(self.file, before)  # half a line would spoil the next
                 raise OSError(0, "no room for a whole line")
         except OSError as error:
             raise self._refused(error) from None
@@ -72,14 +74,13 @@ def read_records(path: Path) -> list[Recorded]:
     Raises: DataError naming the line that is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise DataError(f"{path}: cannot be read: {reason}; lm bench --record writes one") from None
-    records = [_read(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
-    if not records:
+    if not text:
         raise DataError(f"{path}: holds no record; lm bench --record {path} adds some")
-    return records
+    return [_read(line, f"{path}:{number}") for number, line in enumerate(text.split("\n"), 1)]
 
 
 def _read(line: str, place: str) -> Recorded:
@@ -96,7 +97,7 @@ def _read(line: str, place: str) -> Recorded:
         if not 0 < rate < float("inf") or not isinstance(row["machine"], dict):
             raise ValueError
         case.name  # noqa: B018  a work that nobody knows has none
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise DataError(
             f"{place}: not a record of {SCHEMA}: {line[:60]!r}; remove the line, or record anew"
         ) from None

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+FUNCTIONS = ("weave", "multiply", "norm_forward", "norm_backward", "rotate", "swiglu_forward")
+FUNCTIONS += ("swiglu_backward", "softmax_loss", "attention_forward", "attention_backward")
 Role = Literal["left", "right"]  # where in a product a factor stands
 BLOCK = 256  # rows that share a scale when a matrix is summed over its rows
 
@@ -42,6 +44,8 @@ class Kernels:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._library = ctypes.CDLL(str(path))
+        for name in FUNCTIONS:
+            getattr(self._library, name)  # AttributeError now, not in the middle of a step
 
     def __reduce__(self):
         return Kernels, (self.path,)

@@ -40,7 +40,7 @@ def choose_precision(
 
     Raises: ResourceError if 8 bits are asked for and cannot be had.
     """
-    kernels: Kernels | Unavailable = Unavailable("run.kernels is off")
+    kernels: Kernels | Unavailable = Unavailable("run.kernels=torch was asked for")
     if device.type != "cpu":
         kernels = Unavailable("they are for a CPU")
     elif config.kernels == "auto":

@@ -11,7 +11,7 @@ import pytest
 from engine.bench import measure as measuring
 from tests.conftest import command_environment
 
-TINY = ["smoke", 'run.kernels="off"', "--tokens", "4", "--repeats", "4", "--threads", "1"]
+TINY = ["smoke", "run.kernels=torch", "--tokens", "4", "--repeats", "4", "--threads", "1"]
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from engine.recipe import override
 
 CACHE = Path("/nonexistent")  # without kernels nothing is built
 RECIPE = Recipe(
-    run=RunConfig(kernels="off"),
+    run=RunConfig(kernels="torch"),
     tokenizer=TokenizerConfig(vocab_size=700),
     model=ModelConfig(d_model=32, n_layers=2, n_heads=4, max_seq_len=128),
     data=DataConfig(seq_len=64),

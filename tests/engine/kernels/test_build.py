@@ -16,7 +16,7 @@ from engine.kernels.build import FLAGS, SOURCES, Unavailable, load_kernels
 def test_built_once_and_found_again(kernels, tmp_path):
     place = tmp_path / "elsewhere"
     first = load_kernels(place)
-    [made] = (place / "kernels").iterdir()
+    [made] = (place / "kernels").glob("*.so")
     stamp = made.stat().st_mtime_ns
     assert first and load_kernels(place).path == made and made.stat().st_mtime_ns == stamp
     again = pickle.loads(pickle.dumps(first))
@@ -47,14 +47,50 @@ def test_no_compiler_no_instructions_no_folder(kernels, tmp_path, monkeypatch):
         assert "nothing" in load_kernels(tmp_path / "elsewhere").reason
         assert not list((tmp_path / "elsewhere" / "kernels").iterdir())
     (tmp_path / "file").write_text("")
-    assert "nothing can be built" in load_kernels(tmp_path / "file").reason
+    assert "made no library" in load_kernels(tmp_path / "file").reason
 
 
-def test_a_damaged_library_is_told_from_a_good_one(kernels, tmp_path):
+@pytest.mark.parametrize("size", [0, 100, 4096, 20000])
+def test_a_damaged_library_is_built_again(kernels, tmp_path, size):
+    """Mapping half a library ended the process with SIGBUS, in every run until it was removed."""
     damaged = tmp_path / "elsewhere" / "kernels" / kernels.path.name
     damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"not a library")
-    assert "cannot be loaded" in load_kernels(tmp_path / "elsewhere").reason
+    damaged.write_bytes(kernels.path.read_bytes()[:size])
+    mended = load_kernels(tmp_path / "elsewhere")
+    assert mended and damaged.stat().st_size > 20000
+
+
+PROGRAMS = {
+    "nonsense": ("\x7f\x00 no program", "made no library"),
+    "silent": ("#!/bin/sh\nexit 0\n", "No such file"),
+    "hollow": ('#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\n: > "$1"\n', "too short"),
+    "not text": ("#!/bin/sh\nprintf '\\377 error \\376' >&2\nexit 1\n", "error"),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_compiler_that_is_none_is_told(kernels, tmp_path, monkeypatch, name):
+    text, expected = PROGRAMS[name]
+    program = tmp_path / "cc"
+    program.write_text(text)
+    program.chmod(0o755)
+    monkeypatch.setattr(building.shutil, "which", lambda name: str(program))
+    found = load_kernels(tmp_path / "elsewhere")
+    assert not found and expected in found.reason
+
+
+def test_a_library_of_other_functions_is_none(kernels, tmp_path, monkeypatch):
+    other = tmp_path / "other.c"
+    other.write_text("int weave(void) { return 0; }")
+    monkeypatch.setattr(building, "SOURCES", [other])
+    assert "multiply" in load_kernels(tmp_path / "elsewhere").reason
+
+
+def test_what_a_killed_build_left_is_swept(kernels, tmp_path):
+    left = tmp_path / "elsewhere" / "kernels" / "building-old"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    assert load_kernels(tmp_path / "elsewhere") and not left.exists()
 
 
 @pytest.mark.slow

@@ -32,8 +32,8 @@ def test_auto_takes_8_bits_from_nothing_and_fp32_from_a_base(kernels: Kernels, t
 
 
 def test_without_kernels_torch_does_it_and_the_reason_is_kept(tmp_path, monkeypatch):
-    off = choose_precision(RunConfig(kernels="off"), CPU, tmp_path, finetune=False)
-    assert off.name == "float32" and off.kernels.reason == "run.kernels is off"
+    off = choose_precision(RunConfig(kernels="torch"), CPU, tmp_path, finetune=False)
+    assert off.name == "float32" and off.kernels.reason == "run.kernels=torch was asked for"
     monkeypatch.setattr(precision, "load_kernels", lambda cache: precision.Unavailable("no cc"))
     assert choose_precision(RunConfig(), CPU, tmp_path, finetune=False).name == "float32"
     with pytest.raises(ResourceError, match="run.dtype=int8 .* no cc"):
