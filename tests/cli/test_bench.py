@@ -124,11 +124,11 @@ def test_ctrl_c_tells_what_was_measured_and_leaves_whole_lines(tmp_path):
         cwd=tmp_path,
         env=command_environment(tmp_path),
     )
-    record, end = tmp_path / "r.jsonl", time.monotonic() + 120
+    record, end = tmp_path / "r.jsonl", time.monotonic() + 400  # a busy machine is slow to start
     while time.monotonic() < end and not (record.is_file() and record.stat().st_size > 20000):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 130, err.decode()
     assert b"stopped: 1 of 4 cases" in err and b"decode at 0" in out
     assert b"Traceback" not in err
