@@ -9,7 +9,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,17 @@ def turn(command: Command) -> dict[str, Any]:
 
 
 def turns(
-    sides: Mapping[str, Command], rounds: int
+    sides: Mapping[str, Command], rounds: int, once: Container[str] = ()
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
-    """Return what each side said, by round, and why others could not run."""
+    """Return what each side said, by round, and why others could not run.
+
+    Sides in `once` take so long that the first round has to do.
+    """
     said: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     failed: dict[str, str] = {}
     for number in range(rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
-            if name not in failed:
+            if name not in failed and not (number and name in once):
                 try:
                     said[name].append(turn(sides[name]))
                 except Missing as error:

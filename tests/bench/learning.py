@@ -108,8 +108,3 @@ def brisk(folder: Path, files: tuple[Path, Path], budget: float) -> tuple[float,
     seconds, _ = lm("train", "text", *data, *BRISK, *options)
     last = [row for row in read_metrics(run / "metrics.jsonl") if row.get("final")][-1]
     return last["valid_bpb"], seconds, last["step"]
-
-
-def overhead(options: Options) -> Iterator[Result]:
-    """What `lm bench` costs over `lm generate` doing the same. To be filled once there is one."""
-    raise Missing("lm bench is not there yet")

@@ -5,7 +5,6 @@ other round in reverse order: what slows one side down slows the other too. The 
 of the medians; how sure it is, a bootstrap over rounds says. Source: Efron 1979 (the bootstrap).
 """
 
-import math
 import random
 import statistics
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 
 LEAST = 3  # rounds, however slow they are
 HOPELESS = 8  # a side this many times slower than the fastest is timed once
+PATIENCE = 10.0  # seconds: a first try that took longer is that one time
 RESAMPLES = 2000
 
 
@@ -39,14 +39,16 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: Rounds) -> dict
     """Return the seconds of each side, by round.
 
     A side that is far behind after the warm-up is not worth minutes of everyone's time (bf16 where
-    the processor has none takes a hundred times as long): its last warm-up is its only time.
+    the processor has none takes many times as long): its last warm-up is its only time, and its
+    first if that took long.
     """
-    warm: dict[str, float] = {}
-    for _ in range(rounds.warm_up):
-        warm = {name: seconds(side) for name, side in sides.items()}
-    limit = HOPELESS * min(warm.values(), default=math.inf)
-    times = {name: [warm[name]] if warm and warm[name] > limit else [] for name in sides}
-    going = [name for name, taken in times.items() if not taken]
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    going = list(sides)
+    for left in reversed(range(rounds.warm_up)):
+        warm = {name: seconds(sides[name]) for name in going}
+        limit = max(HOPELESS * min(warm.values()), PATIENCE if left else 0.0)
+        times |= {name: [taken] for name, taken in warm.items() if taken > limit}
+        going = [name for name in going if not times[name]]
     began = time.perf_counter()
     for number in range(rounds.most):
         if number >= LEAST and time.perf_counter() - began > rounds.seconds:

@@ -1,23 +1,33 @@
 """Rows of the stdlib recipe's shape, 3.3 M parameters, beside transformers, from one checkpoint."""
 
+import copy
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from cli.generation import load_for
+from cli.render import emit
+from engine.bench.cases import Case
+from engine.bench.measure import Repetition, measure
+from engine.bench.subject import from_checkpoint, random_ids
 from engine.checkpoint import Snapshot, load_model, save
 from engine.config import ModelConfig, OptimConfig, Recipe, SampleConfig, TokenizerConfig
 from engine.data.batches import Batch
 from engine.generate.decode import generate, prefill
-from engine.hardware import keep_heap
+from engine.hardware import keep_heap, use_threads
 from engine.model.transformer import Transformer, initialise
+from engine.recipe import override
 from engine.text.tokenizer import learn
-from engine.train.loss import next_token_loss
 from engine.train.optim import Optimizers
 from tests.bench.pairs import alternate
 from tests.bench.report import Missing, Options, Result, versus
+from tests.bench.training import chosen, steps_of
 
 ROWS, LENGTH, NEW = 8, 256, 128
 PEER = "transformers fp32"
@@ -57,14 +67,6 @@ def train_step(options: Options) -> Iterator[Result]:
     model, _, peer = both_sides()
     rows = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH + 1))
     batch = Batch(tokens_BT=rows[:, :-1], targets_BT=rows[:, 1:])
-    chunk = Recipe().train.loss_chunk
-
-    def ours(optimizer: Optimizers) -> None:
-        total, count = next_token_loss(model, batch, chunk)
-        (total / count).backward()
-        optimizer.step(1e-6)
-        model.zero_grad()
-
     adamw = torch.optim.AdamW(peer.parameters(), lr=1e-9, fused=True)
 
     def theirs() -> None:
@@ -74,11 +76,17 @@ def train_step(options: Options) -> Iterator[Result]:
         adamw.zero_grad()
 
     peer.train()
-    sides = {PEER: theirs}
-    for name in ("adamw", "muon"):
-        optimizer = Optimizers(model, OptimConfig(name=name))
-        sides[f"lm {name}"] = lambda optimizer=optimizer: ours(optimizer)
-    times = alternate(sides, options.rounds)
+    with ExitStack() as stack:
+        sides: dict[str, Callable[[], object]] = {PEER: theirs}
+        for name in ("adamw", "muon"):
+            optim = OptimConfig(name=name)
+            recipe = override(Recipe(), train={"optim": optim}, run={"device": "cpu"})
+            own, precision = copy.deepcopy(model), chosen(recipe)
+            precision.prepare(own)
+            optimizer = Optimizers(own, recipe.train.optim)
+            steps = steps_of(own, optimizer, precision, recipe, batch, use_threads(0))
+            sides[f"lm {name}"] = stack.enter_context(steps)
+        times = alternate(sides, options.rounds)
     for name in ("lm adamw", "lm muon"):
         yield versus(times, name, PEER, ROWS * LENGTH)
 
@@ -100,3 +108,42 @@ def decode(options: Options) -> Iterator[Result]:
 
     times = alternate({"lm": ours, PEER: theirs}, options.rounds)
     yield versus(times, "lm", PEER, NEW)
+
+
+def overhead(options: Options) -> Iterator[Result]:
+    """What `lm bench --what decode` costs over `lm generate`: the same prompt, tokens and weights.
+
+    A side is one repetition. The model is small: what watching adds to a token shows best there.
+    """
+    keep_heap()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = checkpoint(Path(temporary))
+        loaded = load_for(folder, "cpu", "auto")
+        subject = from_checkpoint("small", folder, "cpu", lambda dtype: loaded)
+    model, tokenizer = subject.loaded("auto")
+    (prompt,) = random_ids(subject, tokenizer, 1, LENGTH)
+    settings = replace(subject.sample, max_tokens=NEW)
+    start = prefill(model, prompt, LENGTH + NEW)
+    threads = use_threads(0)
+    case = Case(
+        what="decode", model="small", dtype="auto", threads=threads, depth=LENGTH, tokens=NEW
+    )
+
+    def generating() -> None:
+        """Write the text as it comes, as the command does."""
+        for token in generate(model, tokenizer, start, settings, seed=0):
+            if token.text:
+                emit(token.text, end="")
+
+    def benching() -> None:
+        event = next(events)
+        assert isinstance(event, Repetition) and len(event.times) == NEW
+
+    ours, watched = "lm generate", "lm bench"
+    rounds = replace(options.rounds, most=4 * options.rounds.most)  # short ones, for a small effect
+    endless = measure(subject, [case], warm_up=0, repeats=1 << 30)
+    with closing(endless) as events, Path(os.devnull).open("w") as nowhere:
+        next(events)  # the limits of the machine
+        with redirect_stdout(nowhere):
+            times = alternate({ours: generating, watched: benching}, rounds)
+    yield versus(times, ours, watched, NEW)

@@ -1,9 +1,8 @@
 """Medians, pairing and intervals, on times that are worked by hand."""
 
-import time
-
 import pytest
 
+from tests.bench import pairs
 from tests.bench.pairs import Rounds, alternate, ratio, spread
 
 
@@ -53,10 +52,21 @@ def test_no_round_begins_after_its_time_but_for_the_first_three():
     assert len(calls) == 3
 
 
-def test_a_hopeless_side_is_timed_once_and_has_no_interval():
+@pytest.mark.parametrize(("slow", "tries"), [(7.9, 2 + 5), (9.0, 2), (11.0, 1)])
+def test_a_hopeless_side_is_timed_once(monkeypatch, slow, tries):
+    """At 9 seconds a second try may show that only the first was slow; 11 are too many for that."""
     calls = []
-    sides = {"fast": lambda: time.sleep(0.001), "slow": lambda: (time.sleep(0.1), calls.append(0))}
-    times = alternate(sides, Rounds(most=5, warm_up=1))
-    assert len(calls) == 1 == len(times["slow"]) and len(times["fast"]) == 5
-    found = ratio(times["fast"], times["slow"])
+
+    def seconds(work):
+        calls.append(work())
+        return calls[-1]
+
+    monkeypatch.setattr(pairs, "seconds", seconds)
+    times = alternate({"fast": lambda: 1.0, "slow": lambda: slow}, Rounds(most=5))
+    assert times == {"fast": [1.0] * 5, "slow": [slow] * (5 if slow < 8 else 1)}
+    assert calls.count(slow) == tries and calls.count(1.0) == 2 + 5
+
+
+def test_what_was_timed_once_has_no_interval():
+    found = ratio([1.0] * 5, [9.0])
     assert found.value > 8 and found.low is None is found.high

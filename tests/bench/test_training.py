@@ -29,7 +29,9 @@ def test_a_step_is_an_update_of_the_real_loop(parts):
     batch = Batch(tokens_BT=rows[:, :-1], targets_BT=rows[:, 1:])
     settings = override(Recipe(), train={"accumulate": parts}, run={"dtype": "fp32"})
     optimizer = Optimizers(model, settings.train.optim)
-    with training.steps_of(model, optimizer, settings, batch, 1) as step:
+    precision = training.chosen(settings, finetune=True)
+    precision.prepare(model)
+    with training.steps_of(model, optimizer, precision, settings, batch, 1) as step:
         events = [step() for _ in range(30)]
     assert [event.step for event in events[:2]] == [1, 2]
     assert events[0].tokens == 4 * 16 and not torch.equal(before, model.norm.weight)

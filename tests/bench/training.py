@@ -12,7 +12,8 @@ from cli.options import cache_folder
 from engine.config import OptimConfig, Recipe, RunConfig
 from engine.cost import train_flops
 from engine.data.batches import Batch
-from engine.hardware import keep_heap, pick_device, use_threads
+from engine.errors import ResourceError
+from engine.hardware import has_fast_bf16, keep_heap, pick_device, use_threads
 from engine.machine import matmul_peaks
 from engine.model.transformer import Transformer
 from engine.recipe import override
@@ -90,15 +91,21 @@ def steps_of(
 def measure(
     settings: dict[str, Recipe], peers: dict[str, Step], options: Options
 ) -> dict[str, list[float]]:
-    """Time some settings of ours and some peers, all in turn, on one batch."""
+    """Time some settings of ours and some peers, all in turn, on one batch.
+
+    Settings that this machine has no kernels for are left out.
+    """
     keep_heap()
     batch = fixed_batch()
     with ExitStack() as stack:
         sides: dict[str, Step] = {}
         for name, own in settings.items():
             threads = use_threads(own.run.threads)
-            device, precision = pick_device(own.run.device), chosen(own)
-            model, optimizer = build_model(own, device, precision, None)
+            try:
+                precision = chosen(own)
+            except ResourceError:
+                continue
+            model, optimizer = build_model(own, pick_device(own.run.device), precision, None)
             steps = steps_of(model, optimizer, precision, own, batch, threads)
             sides[name] = stack.enter_context(steps)
         return alternate(sides | peers, options.rounds)
@@ -116,10 +123,10 @@ def resolved() -> str:
     return {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(dtype, str(dtype).split(".")[1])
 
 
-def chosen(settings: Recipe) -> Precision:
-    """Choose as `lm train` would, with the kernels where it keeps them."""
+def chosen(settings: Recipe, *, finetune: bool = False) -> Precision:
+    """Choose as `lm train` or `lm finetune` would, with the kernels where they keep them."""
     device = pick_device(settings.run.device)
-    return choose_precision(settings.run, device, cache_folder(), finetune=False)
+    return choose_precision(settings.run, device, cache_folder(), finetune=finetune)
 
 
 def eager(options: Options) -> Iterator[Result]:
@@ -144,7 +151,8 @@ def compiled(options: Options) -> Iterator[Result]:
     """Our defaults beside torch.compile, in fp32 and in bf16 by autocast."""
     peers = {COMPILED: peer(compiled=True), COMPILED_BF16: peer(bf16=True, compiled=True)}
     try:
-        peers[COMPILED]()
+        for step in peers.values():
+            step()  # compiles: not to be taken for its speed
     except Exception as error:
         if type(error).__module__.startswith("torch"):  # inductor found no C++ compiler
             said = str(error).strip().splitlines()[0]
@@ -159,11 +167,19 @@ def compiled(options: Options) -> Iterator[Result]:
 
 
 def share(options: Options) -> Iterator[Result]:
-    """The share of the machine's matmul peak that a step reaches, by precision."""
-    settings = {f"lm {name}": recipe(device="cpu", dtype=name) for name in dtypes()}
+    """The share of the machine's matmul peak that a step reaches, by precision.
+
+    Where bf16 is only emulated it has no peak worth a share; the row of dtypes has its time.
+    """
+    device = pick_device("cpu")
+    names = [name for name in dtypes() if name != "bf16" or has_fast_bf16(device)]
+    settings = {f"lm {name}": recipe(device="cpu", dtype=name) for name in names}
     times = measure(settings, {}, options)
-    peaks = matmul_peaks(pick_device("cpu"))
+    peaks = matmul_peaks(device)
     for name, own in settings.items():
+        if name not in times or own.run.dtype not in peaks:
+            yield Result(ours=name, note=f"skipped: no products in {own.run.dtype} here")
+            continue
         reached = train_flops(SHAPE, LENGTH) * WORK / statistics.median(times[name])
         peak = peaks[own.run.dtype]
         note = f"{reached / 1e12:.3f} of {peak / 1e12:.3f} TFLOP/s in {own.run.dtype}"
