@@ -34,7 +34,8 @@ def run(
         typer.Option(help="Of prefill,decode,batch,kv,train,load; else all that apply."),
     ] = None,
     prompt: Annotated[
-        Optional[str], typer.Option(metavar="LIST", help="prefill: tokens of the prompt.")
+        Optional[str],
+        typer.Option(metavar="LIST", help="prefill: tokens of the prompt; else 128,512."),
     ] = None,
     depth: Annotated[
         Optional[str], typer.Option(metavar="LIST", help="decode, kv: tokens before the answer.")
@@ -42,7 +43,7 @@ def run(
     batch: Annotated[str, typer.Option(metavar="LIST", help="batch: rows at once.")] = "1,2,4,8",
     tokens: Annotated[int, typer.Option(min=2, help="decode, batch: tokens to generate.")] = 32,
     dtype: Annotated[
-        str, typer.Option(metavar="LIST", help="Precisions: fp32,bf16; auto as lm generate.")
+        str, typer.Option(metavar="LIST", help="Precisions: fp32,bf16; train: int8 too.")
     ] = "auto",
     threads: Annotated[
         Optional[str], typer.Option(metavar="LIST", help="CPU threads; else one per core.")
@@ -65,7 +66,8 @@ def run(
         Optional[float], typer.Option(min=0, help="Dollars per kWh, for what tokens cost here.")
     ] = None,
     beside: Annotated[
-        Optional[list[str]], typer.Option(help="API model to price beside it; repeatable.")
+        Optional[list[str]],
+        typer.Option(help="With --watts: API model to price beside it; repeatable."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -12,7 +12,7 @@ def plan(
     overrides: Overrides = None,
     model: Model = None,
     watts: Annotated[
-        Optional[float], typer.Option("--watts", min=0, help="What the machine draws at work.")
+        Optional[float], typer.Option("--watts", min=0.001, help="Power drawn while it computes.")
     ] = None,
     price_kwh: Annotated[
         Optional[float], typer.Option("--price-kwh", min=0, help="Price of a kilowatt-hour.")
