@@ -50,12 +50,17 @@ def load_kernels(cache: Path) -> Kernels | Unavailable:
         parts = [_run([compiler, "--version"], 10), platform.processor(), repr(sorted(has.items()))]
         parts += FLAGS + [source.read_text(encoding="utf-8") for source in SOURCES]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-        library = cache / "kernels" / f"{key}.so"
+        library = place(cache) / f"{key}.so"
         if not _is_whole(library):
             _build(compiler, library)
         return Kernels(library)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         return Unavailable(f"{compiler} made no library that loads: {_reason(error)}")
+
+
+def place(cache: Path) -> Path:
+    """Return the folder that libraries are kept in."""
+    return cache / "kernels"
 
 
 def _is_whole(library: Path) -> bool:
