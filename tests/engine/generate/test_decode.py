@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from engine.config import SampleConfig
 from engine.errors import DataError, LimitError
-from engine.generate.decode import Token, fit_prompt, generate, prefill
+from engine.generate.decode import fit_prompt, generate, prefill
 from engine.generate.sampler import penalize
+from engine.generate.writer import Token
 from engine.model.transformer import Transformer
 from engine.text.tokenizer import Tokenizer
 from tests.conftest import make_model
