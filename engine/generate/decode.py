@@ -13,7 +13,7 @@ import torch
 from engine.clock import IDLE, Clock
 from engine.config import SampleConfig
 from engine.errors import DataError, LimitError
-from engine.generate.sampler import sample
+from engine.generate.sampler import sample, seeded
 from engine.generate.writer import Token, Writer
 from engine.model.cache import KVCache
 from engine.model.transformer import Transformer
@@ -108,14 +108,13 @@ def generate(
     `logprobs` k, each token comes with its log-probability and the k likeliest alternatives.
     """
     cache, logits_V = start.cache if keep else start.cache.fork(1), start.logits_V
-    random = torch.Generator().manual_seed(seed)
+    random = seeded(seed)
     writer = Writer(tokenizer, stops, config.max_tokens, tokenizer.ends)
-    seen = torch.tensor(start.prompt)
+    seen = list(start.prompt)
     clock.lap("decode")
     while writer.left:
         logits_V = logits_V[: tokenizer.vocab_size].cpu()
-        choice = sample(logits_V, seen, config, random)
-        token_id, now = int(choice), time.perf_counter()
+        token_id, now = sample(logits_V.numpy(), seen, config, random), time.perf_counter()
         logprob, top = None, []
         if logprobs is not None:
             log_probs_V = logits_V.log_softmax(-1)
@@ -128,6 +127,7 @@ def generate(
         yield token
         if token.finish_reason:
             return
-        seen = torch.cat((seen, choice.view(1)))
-        logits_V = model(choice.view(1, 1).to(start.logits_V.device), cache)[0, -1].float()
+        seen.append(token_id)
+        tokens_BT = torch.tensor([[token_id]], device=start.logits_V.device)
+        logits_V = model(tokens_BT, cache)[0, -1].float()
         clock.lap("decode")
