@@ -16,8 +16,9 @@ from engine.adapter_config import holder
 from engine.checkpoint import load_model, sample_defaults
 from engine.config import SampleConfig
 from engine.errors import CheckpointError, DataError
-from engine.generate.decode import Token, fit_prompt, generate, prefill
+from engine.generate.decode import fit_prompt, generate, prefill
 from engine.generate.session import ANSWER, Session
+from engine.generate.writer import Token
 from engine.hardware import peak_memory, pick_device, pick_dtype, use_threads
 from engine.manifest import read_json
 from engine.model.transformer import Transformer

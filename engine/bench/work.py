@@ -23,7 +23,8 @@ from engine.clock import Clock
 from engine.cost import decode_bytes, decode_flops, prefill_flops, train_flops
 from engine.data.batches import WindowBatches
 from engine.generate.batching import greedy
-from engine.generate.decode import Token, generate, prefill
+from engine.generate.decode import generate, prefill
+from engine.generate.writer import Token
 from engine.hardware import keep_heap
 from engine.model.transformer import Transformer
 from engine.recipe import override

@@ -7,34 +7,17 @@ samples during training and benchmarks all consume this one stream.
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from engine.clock import IDLE, Clock
 from engine.config import SampleConfig
 from engine.errors import DataError, LimitError
-from engine.generate.sampler import sample
-from engine.generate.stop import StopMatcher
+from engine.generate.sampler import sample, seeded
+from engine.generate.writer import Token, Writer
 from engine.model.cache import KVCache
 from engine.model.transformer import Transformer
-from engine.text.tokenizer import StreamDecoder, Tokenizer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """One generated token.
-
-    `text` is what can be shown now: it lags behind the ids inside a character or a possible stop
-    string, and the token with a `finish_reason` brings the rest.
-    """
-
-    id: int
-    text: str
-    logprob: float | None  # nats, before temperature and filters; None unless asked for
-    top: list[tuple[int, float]]  # the likeliest alternatives and their log-probabilities
-    time: float  # time.perf_counter() when it was chosen
-    finish_reason: Literal["stop", "end", "length"] | None
+from engine.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,14 +108,13 @@ def generate(
     `logprobs` k, each token comes with its log-probability and the k likeliest alternatives.
     """
     cache, logits_V = start.cache if keep else start.cache.fork(1), start.logits_V
-    random = torch.Generator().manual_seed(seed)
-    decoder, matcher = StreamDecoder(tokenizer), StopMatcher(stops)
-    seen = torch.tensor(start.prompt)
+    random = seeded(seed)
+    writer = Writer(tokenizer, stops, config.max_tokens, tokenizer.ends)
+    seen = list(start.prompt)
     clock.lap("decode")
-    for count in range(1, config.max_tokens + 1):
+    while writer.left:
         logits_V = logits_V[: tokenizer.vocab_size].cpu()
-        choice = sample(logits_V, seen, config, random)
-        token_id, now = int(choice), time.perf_counter()
+        token_id, now = sample(logits_V.numpy(), seen, config, random), time.perf_counter()
         logprob, top = None, []
         if logprobs is not None:
             log_probs_V = logits_V.log_softmax(-1)
@@ -140,21 +122,12 @@ def generate(
             best = log_probs_V.topk(min(logprobs, len(log_probs_V)))
             top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         clock.lap("sample")
-        ended = token_id in tokenizer.ends
-        text = "" if ended else matcher.push(decoder.push(token_id))
-        reason = "end" if ended else "stop" if matcher.hit else None
-        if reason is None and count == config.max_tokens:
-            reason = "length"
-        if reason in ("end", "length"):
-            text += matcher.push(decoder.flush()) + matcher.flush()
-            reason = "stop" if matcher.hit else reason
-        token = Token(
-            id=token_id, text=text, logprob=logprob, top=top, time=now, finish_reason=reason
-        )
+        token = writer.write(token_id, time=now, logprob=logprob, top=top)
         clock.lap("detokenize")
         yield token
-        if reason:
+        if token.finish_reason:
             return
-        seen = torch.cat((seen, choice.view(1)))
-        logits_V = model(choice.view(1, 1).to(start.logits_V.device), cache)[0, -1].float()
+        seen.append(token_id)
+        tokens_BT = torch.tensor([[token_id]], device=start.logits_V.device)
+        logits_V = model(tokens_BT, cache)[0, -1].float()
         clock.lap("decode")

@@ -3,7 +3,9 @@
 Rows are run one after the other, so a batch gains nothing here.
 """
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -72,6 +74,20 @@ class TorchCache:
         if not all(isinstance(layer, FullLayer) for layer in layers):
             raise ValueError("layers with a sliding window keep no blocks")
         return [(layer.k_BKSH, layer.v_BKSH) for layer in layers]
+
+
+def first_layers(model: Transformer, count: int) -> Transformer:
+    """Return a model of the first blocks, then the final norm and the head; weights are shared.
+
+    Raises: ValueError if there are not so many.
+    """
+    if not 0 < count <= model.config.n_layers:
+        raise ValueError(f"cannot take {count} of {model.config.n_layers} layers")
+    shorter = copy.copy(model)
+    shorter.__dict__["_modules"] = dict(model._modules)  # of its own, but for what is in it
+    shorter.config = replace(model.config, n_layers=count)
+    shorter.blocks = model.blocks[:count]
+    return shorter
 
 
 class TorchDecoder:

@@ -11,7 +11,8 @@ from typing import Any
 
 from engine.config import SampleConfig
 from engine.errors import LimitError
-from engine.generate.decode import Prefilled, Token, generate, prefill
+from engine.generate.decode import Prefilled, generate, prefill
+from engine.generate.writer import Token
 from engine.model.cache import KVCache
 from engine.model.transformer import Transformer
 from engine.text.chat import Rendered, render

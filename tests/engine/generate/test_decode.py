@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from engine.config import SampleConfig
 from engine.errors import DataError, LimitError
-from engine.generate.decode import Token, fit_prompt, generate, prefill
+from engine.generate.decode import fit_prompt, generate, prefill
 from engine.generate.sampler import penalize
+from engine.generate.writer import Token
 from engine.model.transformer import Transformer
 from engine.text.tokenizer import Tokenizer
 from tests.conftest import make_model
@@ -44,7 +46,7 @@ def naive_greedy(model: Transformer, end: int, count: int, penalty: float = 1.0)
     """What follows PROMPT, one argmax at a time, up to the token `end`."""
     ids = list(PROMPT)
     while len(ids) < len(PROMPT) + count and ids[-1] != end:
-        ids.append(int(penalize(uncached(model, ids), torch.tensor(ids), penalty).argmax()))
+        ids.append(int(penalize(uncached(model, ids).numpy(), ids, penalty).argmax()))
     return ids[len(PROMPT) :]
 
 
@@ -128,9 +130,9 @@ def test_the_context_can_be_filled_to_its_last_token(changes, tokenizer):
 def test_the_same_seed_says_the_same_and_others_do_not(tokenizer):
     """Whatever the global generator does."""
     model = make_model()
-    torch.manual_seed(1)
+    np.random.seed(1)
     first = ids_of(run(model, tokenizer, HOT, seed=3))
-    torch.manual_seed(2)
+    np.random.seed(2)
     assert ids_of(run(model, tokenizer, HOT, seed=3)) == first
     others = [ids_of(run(model, tokenizer, HOT, seed=seed)) for seed in range(4, 9)]
     assert all(other != first for other in others)
