@@ -8,7 +8,7 @@ Nguyen et al. 2024, arXiv:2407.01082 (min-p); Keskar et al. 2019, arXiv:1909.058
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -81,6 +81,7 @@ def candidates(
     with np.errstate(over="ignore"):
         logits /= max(config.temperature, TINY)
     ids = np.arange(len(logits))
+    keep: Callable[..., Kept]
     for keep, bound in ((top_k, config.top_k), (top_p, config.top_p), (min_p, config.min_p)):
         kept = keep(logits, bound)
         ids, logits = ids[kept], logits[kept]
@@ -122,7 +123,7 @@ def top_p(logits: np.ndarray, p: float) -> Kept:
     weights = np.exp(some - best)
     before = weights.cumsum(dtype=np.float64) - weights
     # A hair of tolerance, above the noise of fp32 logits: 0.4 + 0.3 must count as reaching 0.7.
-    k = max(1, np.count_nonzero(before < (p - 1e-5) * total))
+    k = max(1, int(np.count_nonzero(before < (p - 1e-5) * total)))
     return _highest(logits, k, some[k - 1])
 
 
