@@ -60,6 +60,9 @@ def generate(
     show_prompt: Annotated[
         bool, typer.Option("--show-prompt", help="Print the exact text and ids; do not generate.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove that every way of computing gives the same ids.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
@@ -79,6 +82,7 @@ def generate(
     lm generate "import " -m stdlib -n 3 --json --logprobs 5 | jq .text
     lm generate --chat "What is the capital of France?" -m smollm2
     lm generate --chat "Hi" -m smollm2 --show-prompt
+    lm generate "def fib(n):" -m stdlib --verify   # exit code 7 if they differ
     """
     from cli.generation import Request, answer
     from cli.generation import show_prompt as show
@@ -95,6 +99,8 @@ def generate(
     }
     wishes = {name: value for name, value in wishes.items() if value is not None}
     _check(wishes, stop, logprobs is not None and not as_json)
+    if verify:
+        _check_verify(wishes | {"stop": stop, "logprobs": logprobs, "n": number > 1})
     _check_chat(chat or messages is not None, system, var, messages and (prompt or file))
     folder = the_model(model)
     conversation = None
@@ -127,6 +133,10 @@ def generate(
     )
     if show_prompt:
         show(request, as_json=as_json)
+    elif verify:
+        from cli.verify_ways import verify_ways
+
+        verify_ways(request, as_json=as_json, quiet=quiet)
     else:
         answer(request, as_json=as_json, quiet=quiet)
 
@@ -143,6 +153,16 @@ def _check(wishes: dict, stops: list[str] | None, hidden: bool) -> None:
         raise RecipeError("--stop '' would end before the first token; leave it out")
     if hidden:
         raise RecipeError("--logprobs shows its figures in --json output; add --json")
+
+
+def _check_verify(given: dict) -> None:
+    """Refuse what --verify would ignore. Raises: RecipeError."""
+    from engine.errors import RecipeError
+
+    for name, value in given.items():
+        if name != "max_tokens" and value not in (None, False):
+            option = "-n" if name == "n" else "--" + name.replace("_", "-")
+            raise RecipeError(f"--verify takes the likeliest token each time; leave out {option}")
 
 
 def _check_chat(

@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from engine.generate.load import load_decoder
 
 from cli.options import cache_folder
 from engine.config import SampleConfig
 from engine.generate.decode import generate, prefill
 from engine.generate.decoder import Cache, Decoder, Run
+from engine.generate.load import load_decoder
 from engine.text.tokenizer import Tokenizer
 
 DEPTH = 8  # tokens of a prompt that is there to be continued
