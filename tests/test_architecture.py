@@ -17,7 +17,7 @@ FLOORS = [
     ("engine.memory",),
     ("engine.hardware", "engine.kernels"),
     ("engine.machine",),
-    ("engine.model", "engine.weights"),
+    ("engine.model", "engine.weights", "engine.quantize"),
     ("engine.manifest",),
     ("engine.adapter_config",),
     ("engine.adapter",),
