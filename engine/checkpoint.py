@@ -19,7 +19,7 @@ swapped: whatever happens, the previous one stays whole. Nothing is pickled.
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from engine.model.config_json import (
     to_config_json,
 )
 from engine.model.int8 import quantize_linears
+from engine.model.shapes import check_fit, parameter_shapes, stored_shape
 from engine.model.transformer import Transformer
 from engine.recipe import convert
 from engine.runs import tidy
@@ -57,9 +58,6 @@ SAMPLING = {
     "repetition_penalty": "repetition_penalty",
     "max_tokens": "max_new_tokens",
 }
-
-# Endings of tensors that some old checkpoints carry and that follow from the config.
-BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +149,8 @@ def write_model(folder: Path, model: Transformer, model_type: str) -> None:
     stored = list(stored_tensors(state, model.config, model_type))
     placed = {part for item in stored for part in item.parts} | {"lm_head.weight"}
     assert placed >= set(state), "a LoRA or 8-bit matrix has no place in a whole model"
-    specs = [TensorSpec(item.name, _shape(item, state), torch.float32) for item in stored]
+    shapes = parameter_shapes(model.config)
+    specs = [TensorSpec(item.name, stored_shape(item, shapes), torch.float32) for item in stored]
     for _ in write_weights(folder, specs, (_joined(item, state) for item in stored)):
         pass
 
@@ -161,13 +160,6 @@ def _joined(item: Stored, state: Mapping[str, Tensor]) -> Tensor:
     parts = [state[part].detach() for part in item.parts]
     tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
     return tensor.t() if item.transposed else tensor
-
-
-def _shape(item: Stored, state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Return the shape that a tensor has on disk."""
-    rows = sum(state[part].shape[0] for part in item.parts)
-    shape = (rows, *state[item.parts[0]].shape[1:])
-    return shape[::-1] if item.transposed else shape
 
 
 def load_model(
@@ -190,15 +182,15 @@ def load_model(
     config = from_config_json(raw, str(folder / "config.json"))
     tokenizer = _load_tokenizer(folder, config)
     weights = Weights(folder)
-    with torch.device("meta"):
-        model = Transformer(config, dropout)
-    shapes = model.state_dict()
+    shapes = parameter_shapes(config)
     state: dict[str, Tensor] = {}
-    for item in check_fit(shapes, config, raw["model_type"], weights.specs.values(), folder):
+    for item in check_fit(config, raw["model_type"], weights.shapes, folder):
         tensor = weights.read(item.name).to(device=device, dtype=dtype)
         tensor = tensor.t().contiguous() if item.transposed else tensor
-        parts = tensor.split([shapes[part].shape[0] for part in item.parts])
+        parts = tensor.split([shapes[part][0] for part in item.parts])
         state |= zip(item.parts, parts, strict=True)
+    with torch.device("meta"):
+        model = Transformer(config, dropout)
     if config.tie_embeddings:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     model.load_state_dict(state, assign=True)
@@ -242,37 +234,6 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
             f" {config.vocab_size}"
         )
     return tokenizer
-
-
-def check_fit(
-    state: Mapping[str, Tensor],
-    config: ModelConfig,
-    model_type: str,
-    specs: Iterable[TensorSpec],
-    where: Path | str,
-) -> list[Stored]:
-    """Compare the tensors on disk with those that a config asks for; return how to read them.
-
-    Raises: CheckpointError naming one that is missing, left over or of another shape.
-    """
-    there = {spec.name: spec for spec in specs}
-    stored = list(stored_tensors(state, config, model_type))
-    for item in stored:
-        if item.name not in there:
-            raise CheckpointError(f"{where}: the weights lack {item.name}")
-        shape, expected = there.pop(item.name).shape, _shape(item, state)
-        if shape != expected:
-            raise CheckpointError(
-                f"{where}: {item.name} is {' × '.join(map(str, shape))}, but config.json asks for"
-                f" {' × '.join(map(str, expected))}"
-            )
-    needless = (*BUFFERS, "lm_head.weight") if config.tie_embeddings else BUFFERS
-    if over := [name for name in there if not name.endswith(needless)]:
-        raise CheckpointError(
-            f"{where}: {len(over)} tensors have no place in a {model_type} model: {over[0]}"
-            + (" …" if over[1:] else "")
-        )
-    return stored
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -86,6 +86,11 @@ class Weights:
                         f" {', '.join(DTYPES)} are supported, so use unquantized weights"
                     )
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor."""
+        return {spec.name: spec.shape for spec in self.specs.values()}
+
     def read(self, name: str) -> Tensor:
         """Return a tensor over the mapped file; its pages are read when they are touched."""
         return self._file_of[name].get_tensor(name)

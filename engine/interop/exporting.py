@@ -6,18 +6,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from engine.adapter_config import MERGE, is_adapter
-from engine.checkpoint import check_fit
 from engine.errors import CheckpointError
 from engine.files import whole_folder
 from engine.interop.gguf.folder import Written, write
 from engine.interop.gguf.tokenizer import tokenizer_to_gguf
 from engine.interop.importing import DTYPES, NO_LICENCE, check_free
 from engine.manifest import read_config, read_json, read_manifest, write_json
-from engine.model.transformer import Transformer
+from engine.model.shapes import check_fit
 from engine.text.tokenizer import load_tokenizer
 from engine.weights import TensorSpec, Weights, check_room, write_weights
 
@@ -104,8 +102,6 @@ def licence_of(manifest: Mapping[str, Any]) -> str:
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield a checkpoint's tensors under their names on disk, held against its config first."""
     weights, config = Weights(folder), read_config(folder)
-    with torch.device("meta"):
-        state = Transformer(config).state_dict()
     model_type = read_json(folder / "config.json")["model_type"]
-    for item in check_fit(state, config, model_type, weights.specs.values(), folder):
+    for item in check_fit(config, model_type, weights.shapes, folder):
         yield item.name, weights.read(item.name)
