@@ -48,6 +48,15 @@ class Matrix:
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
+def format_of(name: str, format: Format) -> Format:
+    """Return what a matrix has in a model of a format: in int4, embedding and head have int8.
+
+    They decide each token on their own, and rounding them further costs most.
+    """
+    rough = format == "int4" and name.startswith(("embed_", "lm_head"))
+    return "int8" if rough else format
+
+
 def packed_shapes(
     format: Format, rows: int, columns: int
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
@@ -71,14 +80,14 @@ def pack(values: np.ndarray, format: Format) -> Matrix:
     if scale_shape is None:
         data = np.empty(shape, PLAIN[format])
         for part in _panels(rows, columns):
-            data[part] = _narrow(_widen(values[part]), format)
+            data[part] = _narrow(widen(values[part]), format)
         return Matrix(format=format, rows=rows, columns=columns, data=data)
     data = np.empty(shape, np.uint8)
     scale = np.zeros(scale_shape, np.float32 if format == "int8" else np.float16)
     for part in _panels(rows, columns):
         first, last = part.start // LANES, math.ceil(part.stop / LANES)
         wide = np.zeros(((last - first) * LANES, columns), np.float32)
-        wide[: part.stop - part.start] = _widen(values[part])
+        wide[: part.stop - part.start] = widen(values[part])
         if format == "int8":
             lanes = slice(first * LANES, last * LANES)
             data[first:last], scale[lanes] = _int8(wide)
@@ -93,7 +102,7 @@ def unpack(matrix: Matrix) -> np.ndarray:
     """Return the numbers that a matrix stands for. Shapes: → fp32 (rows, columns)."""
     rows, columns = matrix.rows, matrix.columns
     if matrix.scale is None:
-        return _widen(matrix.data).astype(np.float32)
+        return widen(matrix.data).astype(np.float32)
     values = np.empty((rows, columns), np.float32)
     for part in _panels(rows, columns):
         first, last = part.start // LANES, math.ceil(part.stop / LANES)
@@ -113,7 +122,7 @@ def _panels(rows: int, columns: int) -> Iterator[slice]:
         yield slice(first, min(rows, first + step))
 
 
-def _widen(values: np.ndarray) -> np.ndarray:
+def widen(values: np.ndarray) -> np.ndarray:
     """Return numbers as fp32; uint16 are the upper halves of them, which bf16 is."""
     if values.dtype == np.uint16:
         return (values.astype(np.uint32) << 16).view(np.float32)
