@@ -35,15 +35,18 @@ from engine.config import ModelConfig, SampleConfig
 from engine.errors import CheckpointError, ResourceError
 from engine.files import point
 from engine.manifest import read_json, read_manifest, write_json, write_manifest
+from engine.matrices import read_matrices
 from engine.model.config_json import (
     Stored,
     from_config_json,
+    is_quantized,
     stored_tensors,
     to_config_json,
 )
 from engine.model.int8 import quantize_linears
 from engine.model.shapes import check_fit, parameter_shapes, stored_shape
 from engine.model.transformer import Transformer
+from engine.quantize import Matrix, unpack
 from engine.recipe import convert
 from engine.runs import tidy
 from engine.text.tokenizer import Tokenizer, load_tokenizer
@@ -170,8 +173,9 @@ def load_model(
 ) -> tuple[Transformer, Tokenizer]:
     """Load weights and tokenizer; the model is in eval mode.
 
-    Weights stay mapped from disk where they lie in `dtype` (None: as stored) and on the CPU. Of an
-    adapter, the base is loaded and held as it was in training, and the adapter put on.
+    Weights stay mapped from disk where they lie in `dtype` (None: as stored) and on the CPU;
+    quantized ones are widened (None: to fp32). Of an adapter, the base is loaded and held as it was
+    in training, and the adapter put on.
 
     Raises: CheckpointError if anything is missing, corrupt or does not fit together.
     """
@@ -181,14 +185,10 @@ def load_model(
     raw = read_json(folder / "config.json")
     config = from_config_json(raw, str(folder / "config.json"))
     tokenizer = _load_tokenizer(folder, config)
-    weights = Weights(folder)
-    shapes = parameter_shapes(config)
-    state: dict[str, Tensor] = {}
-    for item in check_fit(config, raw["model_type"], weights.shapes, folder):
-        tensor = weights.read(item.name).to(device=device, dtype=dtype)
-        tensor = tensor.t().contiguous() if item.transposed else tensor
-        parts = tensor.split([shapes[part][0] for part in item.parts])
-        state |= zip(item.parts, parts, strict=True)
+    if is_quantized(raw):
+        state = _widened(folder, config, device, dtype)
+    else:
+        state = _mapped(folder, config, raw["model_type"], device, dtype)
     with torch.device("meta"):
         model = Transformer(config, dropout)
     if config.tie_embeddings:
@@ -197,6 +197,36 @@ def load_model(
     if config.tie_embeddings:  # one parameter, not two over the same memory
         model.lm_head.weight = model.embed_tokens.weight
     return model.eval(), tokenizer
+
+
+def _mapped(
+    folder: Path,
+    config: ModelConfig,
+    model_type: str,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """Read the parameters of a checkpoint under our names."""
+    weights, shapes = Weights(folder), parameter_shapes(config)
+    state: dict[str, Tensor] = {}
+    for item in check_fit(config, model_type, weights.shapes, folder):
+        tensor = weights.read(item.name).to(device=device, dtype=dtype)
+        tensor = tensor.t().contiguous() if item.transposed else tensor
+        parts = tensor.split([shapes[part][0] for part in item.parts])
+        state |= zip(item.parts, parts, strict=True)
+    return state
+
+
+def _widened(
+    folder: Path, config: ModelConfig, device: torch.device | str, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Read the parameters of a quantized checkpoint as the numbers that they stand for."""
+    return {
+        name: torch.from_numpy(unpack(found) if isinstance(found, Matrix) else found).to(
+            device=device, dtype=dtype
+        )
+        for name, found in read_matrices(folder, config, None).items()
+    }
 
 
 def load_adapted(

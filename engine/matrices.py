@@ -64,6 +64,15 @@ def stored_format(folder: Path) -> Format | None:
     return format
 
 
+def refuse_quantized(folder: Path, purpose: str) -> None:
+    """Raise CheckpointError if a checkpoint is quantized: what it was made of serves better."""
+    if format := stored_format(folder):
+        raise CheckpointError(
+            f"{folder}: is quantized to {format}, too rough to {purpose}; take the checkpoint that"
+            " it was made of, `lm show` names it"
+        )
+
+
 def quantization(format: Format) -> dict[str, Any]:
     """Return what config.json says of a quantized checkpoint."""
     return {"quant_method": OWN_TYPE, "format": format, "version": VERSION}

@@ -100,19 +100,33 @@ def pack(values: np.ndarray, format: Format) -> Matrix:
 
 def unpack(matrix: Matrix) -> np.ndarray:
     """Return the numbers that a matrix stands for. Shapes: → fp32 (rows, columns)."""
-    rows, columns = matrix.rows, matrix.columns
-    if matrix.scale is None:
-        return widen(matrix.data).astype(np.float32)
-    values = np.empty((rows, columns), np.float32)
-    for part in _panels(rows, columns):
-        first, last = part.start // LANES, math.ceil(part.stop / LANES)
-        if matrix.format == "int8":
-            scale = matrix.scale[first * LANES : last * LANES]
-            wide = _from_int8(matrix.data[first:last], scale)
-        else:
-            wide = _from_int4(matrix.data[first:last], matrix.scale[first:last])
-        values[part] = wide[: part.stop - part.start, :columns]
+    values = np.empty((matrix.rows, matrix.columns), np.float32)
+    for part in _panels(matrix.rows, matrix.columns):
+        values[part] = _unpack(matrix, part)
     return values
+
+
+def relative_error(values: np.ndarray, matrix: Matrix) -> float:
+    """Return ‖W - W'‖ / ‖W‖ of a matrix and what it was packed to; 0 for nothing but zeros."""
+    off = whole = 0.0
+    for part in _panels(matrix.rows, matrix.columns):
+        wide = widen(values[part])
+        whole += float(np.vdot(wide, wide))
+        wide = wide - _unpack(matrix, part)
+        off += float(np.vdot(wide, wide))
+    return math.sqrt(off / whole) if whole else 0.0
+
+
+def _unpack(matrix: Matrix, part: slice) -> np.ndarray:
+    """Return some rows of a matrix, from the beginning of a panel on."""
+    if matrix.scale is None:
+        return widen(matrix.data[part])
+    first, last = part.start // LANES, math.ceil(part.stop / LANES)
+    if matrix.format == "int8":
+        wide = _from_int8(matrix.data[first:last], matrix.scale[first * LANES : last * LANES])
+    else:
+        wide = _from_int4(matrix.data[first:last], matrix.scale[first:last])
+    return wide[: part.stop - part.start, : matrix.columns]
 
 
 def _panels(rows: int, columns: int) -> Iterator[slice]:

@@ -15,6 +15,7 @@ from engine.interop.gguf.folder import Written, write
 from engine.interop.gguf.tokenizer import tokenizer_to_gguf
 from engine.interop.importing import DTYPES, NO_LICENCE, check_free
 from engine.manifest import read_config, read_json, read_manifest, write_json
+from engine.matrices import refuse_quantized
 from engine.model.shapes import check_fit
 from engine.text.tokenizer import load_tokenizer
 from engine.weights import TensorSpec, Weights, check_room, write_weights
@@ -41,7 +42,7 @@ def to_gguf(folder: Path, out: Path, dtype: str, name: str) -> Written:
     `out` exists; ResourceError if the disk refuses.
     """
     check_free(out)
-    _refuse_adapter(folder)
+    _refuse(folder)
     manifest = read_manifest(folder)
     tokenizer = load_tokenizer(folder)
     raw = read_json(folder / "config.json")
@@ -62,7 +63,7 @@ def to_folder(folder: Path, out: Path, dtype: str) -> int:
     Raises: RecipeError if `out` exists; ResourceError if the disk refuses.
     """
     check_free(out)
-    _refuse_adapter(folder)
+    _refuse(folder)
     manifest = read_manifest(folder)
     weights = Weights(folder)
     specs = [
@@ -87,10 +88,11 @@ def to_folder(folder: Path, out: Path, dtype: str) -> int:
     return total
 
 
-def _refuse_adapter(folder: Path) -> None:
-    """Raise CheckpointError if a folder holds no whole model."""
+def _refuse(folder: Path) -> None:
+    """Raise CheckpointError if a folder holds no whole model, or one that was rounded."""
     if is_adapter(folder):
         raise CheckpointError(f"{folder}: is an adapter, not a whole model; {MERGE.format(folder)}")
+    refuse_quantized(folder, "be exported")
 
 
 def licence_of(manifest: Mapping[str, Any]) -> str:

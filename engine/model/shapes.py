@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from engine.config import ModelConfig
+from engine.cost import GATED
 from engine.errors import CheckpointError
 from engine.model.config_json import Stored, stored_tensors
 
 Shape = tuple[int, ...]
 
-GATED = ("swiglu", "geglu", "geglu_tanh")  # the MLP has a third matrix
 # Endings of tensors that some old checkpoints carry and that follow from the config.
 BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 

@@ -31,6 +31,7 @@ COMMANDS = [
     "plot",
     "show",
     "generate",
+    "quantize",
     "doctor",
     "bench",
 ]
