@@ -16,7 +16,6 @@ A checkpoint is written under a temporary name, flushed to disk and renamed, the
 swapped: whatever happens, the previous one stays whole. Nothing is pickled.
 """
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ from engine.config import ModelConfig, SampleConfig
 from engine.errors import CheckpointError, ResourceError
 from engine.files import point
 from engine.manifest import read_json, read_manifest, write_json, write_manifest
-from engine.matrices import read_matrices
+from engine.matrices import read_matrices, tokenizer_of
 from engine.model.config_json import (
     Stored,
     from_config_json,
@@ -47,20 +46,10 @@ from engine.model.int8 import quantize_linears
 from engine.model.shapes import check_fit, parameter_shapes, stored_shape
 from engine.model.transformer import Transformer
 from engine.quantize import Matrix, unpack
-from engine.recipe import convert
 from engine.runs import tidy
-from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.sampling_defaults import SAMPLING
+from engine.text.tokenizer import Tokenizer
 from engine.weights import TensorSpec, Weights, write_weights
-
-# Our sampling settings ↔ the keys of generation_config.json.
-SAMPLING = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "max_tokens": "max_new_tokens",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +173,7 @@ def load_model(
     read_manifest(folder)
     raw = read_json(folder / "config.json")
     config = from_config_json(raw, str(folder / "config.json"))
-    tokenizer = _load_tokenizer(folder, config)
+    tokenizer = tokenizer_of(folder, config)
     if is_quantized(raw):
         state = _widened(folder, config, device, dtype)
     else:
@@ -252,18 +241,7 @@ def load_adapted(
         for parameter in model.parameters():  # the scales are none, and stay in fp32
             parameter.data = parameter.data.to(dtype or parameter.dtype)
     read_adapter(folder, model, base.family)
-    return model.eval(), _load_tokenizer(holder(folder, "tokenizer.json"), model.config)
-
-
-def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
-    """Load the tokenizer of a model. Raises: CheckpointError if it has more tokens than that."""
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
-            f" {config.vocab_size}"
-        )
-    return tokenizer
+    return model.eval(), tokenizer_of(holder(folder, "tokenizer.json"), model.config)
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -272,25 +250,3 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
         return safetensors.torch.load_file(path, device=str(device))
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-
-
-def sample_defaults(folder: Path) -> SampleConfig:
-    """Return the sampling settings that a checkpoint came with; ours where it has no opinion.
-
-    Raises: CheckpointError naming a setting of the wrong type or out of range.
-    """
-    file = holder(folder, "generation_config.json") / "generation_config.json"
-    raw = read_json(file) if file.is_file() else {}
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: not a JSON object; use another copy")
-    values = {}
-    for field in dataclasses.fields(SampleConfig):
-        key = SAMPLING[field.name]
-        try:
-            if raw.get(key) is not None:
-                values[field.name] = convert(raw[key], field)
-        except (ValueError, OverflowError) as error:
-            raise CheckpointError(f"{file}: {key}={raw[key]!r:.40} {error}") from None
-    if raw.get("do_sample") is False:
-        values["temperature"] = 0.0
-    return SampleConfig(**values)

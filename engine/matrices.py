@@ -19,6 +19,7 @@ from engine.model.config_json import OWN_TYPE, QUANTIZATION, is_quantized
 from engine.model.shapes import Shape, check_fit, parameter_shapes
 from engine.quantize import Format, Matrix, format_of, pack, packed_shapes, widen
 from engine.tensors import Tensors
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 VERSION = 1
 QUANTIZED: tuple[Format, ...] = ("int8", "int4")
@@ -45,6 +46,17 @@ def read_matrices(folder: Path, config: ModelConfig, format: Format | None) -> P
             " the checkpoint that it was made of"
         )
     return _read_quantized(folder, config, stored)
+
+
+def tokenizer_of(folder: Path, config: ModelConfig) -> Tokenizer:
+    """Load the tokenizer of a model. Raises: CheckpointError if it has more tokens than that."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
+            f" {config.vocab_size}"
+        )
+    return tokenizer
 
 
 def stored_format(folder: Path) -> Format | None:

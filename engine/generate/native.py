@@ -157,7 +157,7 @@ class NativeDecoder:
         self.identity = identity
         self.kv = kv
         self.threads = threads or _cores()
-        self.name = name or f"native {_format(matrices)}"
+        self.name = name or f"native {_format_of(matrices)}"
         self._library = library
         self.weights = matrices  # the addresses below are theirs
         self._kept: list[np.ndarray] = []
@@ -298,7 +298,7 @@ class NativeDecoder:
         )
 
 
-def _format(matrices: Mapping[str, Matrix | np.ndarray]) -> str:
+def _format_of(matrices: Mapping[str, Matrix | np.ndarray]) -> str:
     """Name the format of the first matrix of a block."""
     short = {"f32": "fp32", "f16": "fp16"}
     found = next(m for n, m in matrices.items() if isinstance(m, Matrix) and n.startswith("blocks"))

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint import sample_defaults
 from engine.config import ModelConfig
 from engine.errors import CheckpointError, RecipeError
 from engine.files import sha256, whole_folder
@@ -24,6 +23,7 @@ from engine.interop.source import Source
 from engine.manifest import write_manifest
 from engine.model.families import FAMILIES
 from engine.model.shapes import check_fit, parameter_shapes
+from engine.sampling_defaults import sample_defaults
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.weights import TensorSpec, check_room, write_weights
 

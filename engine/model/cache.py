@@ -77,6 +77,8 @@ class WindowLayer:
         Raises: ValueError if keys that a query at `length` needs were already dropped.
         """
         window = self.keep - self.SLACK + 1
+        if length == 0:  # beginning anew needs nothing
+            self.first = 0
         if self.first > max(0, length - window + 1):
             raise ValueError(f"cannot rewind to {length}: keys before {self.first} are gone")
         self.k_BKSH = self.k_BKSH[:, :, : length - self.first]

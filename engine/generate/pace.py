@@ -1,0 +1,148 @@
+"""How far to guess ahead, and whether guessing pays at all: decided from what was seen lately.
+
+If each guess is right with probability α, k of them are worth (1 - α^(k+1)) / (1 - α) tokens a
+pass; and the pass takes 1 + c·k plain steps, where c is the time to make and to check one guess.
+`Pace` measures both and picks the k that wins most. Where none wins it guesses nothing for a while,
+and tries again later.
+
+Source: Leviathan et al. 2023, arXiv:2211.17192, theorem 3.8.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+
+MOST = 16  # guesses a pass, where nobody said otherwise
+MEMORY = 12.0  # all that was seen before weighs as much as so many guesses
+HOPE = (4.0, 5.0)  # right guesses of all, before any was seen
+STEPS = 3  # plain steps at first, to know what they take
+TRIES = 3  # passes with guesses before it is decided whether they pay
+EVERY = 64  # passes until a plain step is measured again
+PAUSES = (32, 512)  # plain steps until the next try: at first, and at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculated:
+    """How guessing went in one answer, its first token left out: that came with the prompt."""
+
+    guesser: str
+    tokens: int
+    forwards: int  # passes of the model
+    guessing: int  # those that checked guesses
+    guessed: int
+    accepted: int
+    expected: float | None  # times as fast as without, from acceptance and the median costs
+    real: float | None  # the same from all seconds that it took; None before a plain step
+    off: str  # why guessing was switched off, for good or for a while; empty if it never was
+
+    @property
+    def accepted_per_forward(self) -> float:
+        """Guesses that a pass found right, of those that checked any."""
+        return self.accepted / self.guessing if self.guessing else 0.0
+
+
+def speed_up(right: float, count: int, cost: float) -> float:
+    """Return how many times as fast it is to guess `count` tokens each time.
+
+    `right` is the probability that a guess is right if those before it are, `cost` the time of one
+    in plain steps.
+    """
+    tokens = sum(right**place for place in range(count + 1))
+    return tokens / (1 + count * cost)
+
+
+class Pace:
+    """Chooses how many tokens to guess next."""
+
+    def __init__(self, most: int = MOST, cost: float = 0.1) -> None:
+        """At most `most` at once; one costs `cost` plain steps as long as nothing was measured."""
+        self.most, self.cost = most, cost
+        self._steps: deque[float] = deque(maxlen=9)  # seconds of plain steps
+        self._costs: deque[float] = deque(maxlen=9)  # of a guess, in plain steps
+        self.begin()
+
+    def begin(self, timed: bool = True) -> None:
+        """Begin an answer. Without `timed` nothing is decided by the clock, so that it repeats."""
+        self._timed = timed
+        self._right, self._seen = HOPE
+        self._first, self._tries, self._wait, self._pause = STEPS, TRIES, PAUSES[0], 0
+        self._since = 0  # passes since the last plain step
+        self._losing, self._stopped = "", ""
+        self._losses = 0
+        self._forwards = self._guessing = self._guessed = self._accepted = 0
+        self._seconds = 0.0
+
+    def stop(self, why: str) -> None:
+        """Guess no more in this answer."""
+        self._stopped = why
+
+    def length(self, room: int) -> int:
+        """Return how many tokens to guess now, of which there is room for so many."""
+        if room < 1 or self._stopped:
+            return 0
+        if self._first or self._pause or self._since >= EVERY:
+            return 0
+        best = self._best()
+        if not best and not self._tries:
+            self._lose()
+            return 0
+        return min(best or 1, room)
+
+    def note(self, guessed: int, accepted: int, seconds: float) -> None:
+        """Learn from a pass that checked so many guesses and found so many right."""
+        self._forwards += 1
+        self._seconds += seconds
+        if not guessed:
+            self._steps.append(seconds)
+            self._first, self._pause = max(0, self._first - 1), max(0, self._pause - 1)
+            self._since = 0
+            return
+        self._since += 1
+        self._tries = max(0, self._tries - 1)
+        self._guessing += 1
+        self._guessed += guessed
+        self._accepted += accepted
+        older = min(1.0, MEMORY / self._seen)
+        self._right = older * self._right + accepted
+        self._seen = older * self._seen + min(accepted + 1, guessed)
+        if self._steps and self._guessing > 1:  # the first time, a draft reads the whole prompt
+            step = median(self._steps)
+            self._costs.append(max(0.0, seconds - step) / (step * guessed))
+
+    def report(self, guesser: str) -> Speculated:
+        """Return how it went since `begin`."""
+        tokens = self._forwards + self._accepted
+        expected = real = None
+        if self._steps and self._forwards:
+            cost = median(self._costs) if self._costs else 0.0
+            expected = tokens / (self._forwards + cost * self._guessed)
+            real = tokens * median(self._steps) / self._seconds
+        return Speculated(
+            guesser=guesser,
+            tokens=tokens,
+            forwards=self._forwards,
+            guessing=self._guessing,
+            guessed=self._guessed,
+            accepted=self._accepted,
+            expected=expected,
+            real=real,
+            off=self._stopped or self._losing,
+        )
+
+    def _best(self) -> int:
+        """Return the count that wins most; 0 if none is better than no guess."""
+        right, cost = min(self._right / self._seen, 0.99), self._cost()
+        return max(range(self.most + 1), key=lambda count: speed_up(right, count, cost))
+
+    def _cost(self) -> float:
+        return median(self._costs) if self._timed and self._costs else self.cost
+
+    def _lose(self) -> None:
+        """Pause, each time for longer, then give guessing another try."""
+        right, cost = self._right / self._seen, self._cost()
+        self._losses += 1
+        times = "once" if self._losses == 1 else f"{self._losses} times"
+        self._losing = f"paused {times}: {right:.0%} right at {cost:.2f} steps each"
+        self._pause, self._wait = self._wait, min(2 * self._wait, PAUSES[1])
+        self._right, self._seen = HOPE
+        self._tries = TRIES
