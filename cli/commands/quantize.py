@@ -41,9 +41,9 @@ def quantize(
     from cli.importing import follow, tidy_interrupt
     from cli.options import CHECKPOINTS
     from cli.render import emit_json, say, size
-    from engine.hardware import peak_memory
     from engine.interop.quantizing import Quantized
     from engine.interop.quantizing import quantize as quantizing
+    from engine.peak import peak_memory
     from engine.runs import find
 
     began = time.perf_counter()

@@ -49,7 +49,7 @@ def load_decoder(
     Raises: CheckpointError if the checkpoint is not whole; RecipeError for what torch cannot do.
     """
     library = native_library(folder, device, kernels, cache)
-    if library:
+    if not isinstance(library, Unavailable):
         return _native(folder, library, dtype, kv, threads, layers)
     for option, value, usual in (("dtype", dtype, ("auto", "fp32", "bf16")), ("kv", kv, ("auto",))):
         if value not in usual:

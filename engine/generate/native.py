@@ -13,7 +13,7 @@ from ctypes import POINTER, c_int64, c_void_p
 import numpy as np
 
 from engine.config import ModelConfig
-from engine.generate.decoder import BLOCK, Run
+from engine.generate.decoder import BLOCK, Cache, Run
 from engine.kernels.decoder import (
     ACTIVATIONS,
     FORMATS,
@@ -68,7 +68,7 @@ class NativeCache:
             factors = [factor, 1.0 if config.local_rope_theta else factor]
             pairs = zip(turned, factors, strict=True)
             turns = [(np.cos(a) * f, np.sin(a) * f) for a, f in pairs]
-        self._turns = [[np.float32(x) for x in turn] for turn in turns]
+        self._turns = [[x.astype(np.float32) for x in turn] for turn in turns]
         self.struct = CCache(format=FORMATS[kind])
         for index, (cosine, sine) in enumerate(self._turns):
             self.struct.cosine[index], self.struct.sine[index] = _at(cosine), _at(sine)
@@ -169,8 +169,9 @@ class NativeDecoder:
         """Return an empty cache; see `Decoder.cache`."""
         return NativeCache(self.config, capacity, rows, self.kv)
 
-    def forward(self, cache: NativeCache, runs: Sequence[Run]) -> np.ndarray:
+    def forward(self, cache: Cache, runs: Sequence[Run]) -> np.ndarray:
         """Run tokens of several rows; see `Decoder.forward`."""
+        assert isinstance(cache, NativeCache)
         rows = [run.row for run in runs]
         assert len(set(rows)) == len(rows), "each row has one run"
         for run in runs:

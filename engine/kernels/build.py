@@ -22,7 +22,7 @@ def load_kernels(cache: Path) -> Kernels | Unavailable:
     if missing := [name for name in NEEDED if not has.get(name)]:
         return Unavailable(f"this processor has no {' and no '.join(missing)}")
     library = build(SOURCES, [], FLAGS, cache)
-    if not library:
+    if isinstance(library, Unavailable):
         return library
     try:
         return Kernels(library)

@@ -16,9 +16,9 @@ FORMATS = {"f32": 0, "f16": 1, "bf16": 2, "int8": 3, "int4": 4}
 ACTIVATIONS = ("swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu2")
 
 
-def _struct(name: str, **fields) -> type[Structure]:
-    """Declare a C struct."""
-    return type(name, (Structure,), {"_fields_": list(fields.items())})
+def _fields(**names: type) -> list[tuple[str, type]]:
+    """Declare the fields of a C struct: under each key, its type or several of one type."""
+    return list(names.items())
 
 
 def _many(kind: type, names: str) -> dict[str, type]:
@@ -26,34 +26,59 @@ def _many(kind: type, names: str) -> dict[str, type]:
     return dict.fromkeys(names.split(), kind)
 
 
-CMatrix = _struct(
-    "CMatrix", **_many(c_int64, "format rows columns"), **_many(c_void_p, "data scale bias")
-)
-CNorm = _struct("CNorm", **_many(c_void_p, "weight bias"))
-CLayer = _struct(
-    "CLayer",
-    **_many(CNorm, "attention_in attention_out mlp_in mlp_out query key"),
-    **_many(CMatrix, "q k v o gate up down"),
-    **_many(c_int64, "window rotation"),
-)
-CModel = _struct(
-    "CModel",
-    **_many(c_int64, "D L N K H F V rotary activation centred whole"),
-    **_many(c_float, "eps scale softcap logit_cap embedding_scale"),
-    layers=POINTER(CLayer),
-    **_many(CMatrix, "embedding head positions"),
-    final=CNorm,
-)
-CCache = _struct(
-    "CCache",
-    format=c_int64,
-    **_many(c_void_p * 2, "cosine sine"),
-    **_many(POINTER(c_void_p), "keys values key_scales value_scales"),
-    blocks=POINTER(c_int64),
-)
-CBatch = _struct(
-    "CBatch", **_many(c_int64, "many wanted"), **_many(c_void_p, "token position row which")
-)
+class CMatrix(Structure):
+    """Weights in one of FORMATS, and a bias."""
+
+    _fields_ = _fields(
+        **_many(c_int64, "format rows columns"), **_many(c_void_p, "data scale bias")
+    )
+
+
+class CNorm(Structure):
+    """A norm's weight and bias; without a weight there is none."""
+
+    _fields_ = _fields(**_many(c_void_p, "weight bias"))
+
+
+class CLayer(Structure):
+    """A block."""
+
+    _fields_ = _fields(
+        **_many(CNorm, "attention_in attention_out mlp_in mlp_out query key"),
+        **_many(CMatrix, "q k v o gate up down"),
+        **_many(c_int64, "window rotation"),
+    )
+
+
+class CModel(Structure):
+    """A model: sizes, switches, weights."""
+
+    _fields_ = _fields(
+        **_many(c_int64, "D L N K H F V rotary activation centred whole"),
+        **_many(c_float, "eps scale softcap logit_cap embedding_scale"),
+        layers=POINTER(CLayer),
+        **_many(CMatrix, "embedding head positions"),
+        final=CNorm,
+    )
+
+
+class CCache(Structure):
+    """Keys and values of all layers, and the angles of positions."""
+
+    _fields_ = _fields(
+        format=c_int64,
+        **_many(c_void_p * 2, "cosine sine"),
+        **_many(POINTER(c_void_p), "keys values key_scales value_scales"),
+        blocks=POINTER(c_int64),
+    )
+
+
+class CBatch(Structure):
+    """The tokens of a call, where they stand, and whose logits are wanted."""
+
+    _fields_ = _fields(
+        **_many(c_int64, "many wanted"), **_many(c_void_p, "token position row which")
+    )
 
 
 class Library:
@@ -76,7 +101,7 @@ class Library:
 def load_library(cache: Path) -> Library | Unavailable:
     """Load the decoder from below `cache`, building it first if this machine never did."""
     path = build([SOURCE], INCLUDED, FLAGS, cache)
-    if not path:
+    if isinstance(path, Unavailable):
         return path
     try:
         return Library(path)
