@@ -152,7 +152,7 @@ def exact(table: Table, prompt, config) -> dict[tuple[int, ...], float]:
 
 
 def chi_square(found: list[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
-    """χ² in units of its upper 0.1 % point (Wilson and Hilferty 1931); rare answers are one cell."""
+    """χ² in units of its upper 0.1 % point (Wilson, Hilferty 1931); rare answers make one cell."""
     assert set(found) <= set(expected)
     counts, cells, rest = Counter(found), [], [0.0, 0.0]
     for answer, likely in expected.items():
@@ -358,9 +358,7 @@ def test_the_clock_does_not_change_what_a_draft_leads_to(monkeypatch):
     config, seconds = SampleConfig(temperature=1.0, max_tokens=120), itertools.count()
     expected = said(TARGET, PROMPT, config, Draft(Table(seed=2)))
     random = np.random.default_rng(0)
-    monkeypatch.setattr(
-        module.time, "perf_counter", lambda: next(seconds) + 0.9 * random.random()
-    )
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(seconds) + 0.9 * random.random())
     assert said(TARGET, PROMPT, config, Draft(Table(seed=2))) == expected
 
 
@@ -452,7 +450,9 @@ def test_first_layers_share_weights_and_are_those_of_a_smaller_model():
     assert two.blocks[1].mlp.up_proj.weight is model.blocks[1].mlp.up_proj.weight
     fresh = make_model(9, n_layers=2, tie_embeddings=True)
     fresh.load_state_dict({k: v for k, v in model.state_dict().items() if "blocks.2" not in k})
-    logits = [TorchDecoder(m).forward(TorchDecoder(m).cache(9), [Run(0, [1, 5, 7])]) for m in (two, fresh)]
+    logits = [
+        TorchDecoder(m).forward(TorchDecoder(m).cache(9), [Run(0, [1, 5, 7])]) for m in (two, fresh)
+    ]
     assert np.array_equal(*logits)
     for count in (0, 4):
         with pytest.raises(ValueError, match="3 layers"):
