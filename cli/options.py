@@ -33,6 +33,17 @@ KeysValues = Annotated[
     Literal["auto", "fp32", "fp16", "int8"],
     typer.Option("--kv", help="How our own C holds keys and values; auto: fp16."),
 ]
+Drafts = Annotated[
+    Optional[str],
+    typer.Option(
+        "--draft",
+        metavar="lookup|layers:N|NAME",
+        help="Guess ahead, for speed: from the text, by N layers, or by a model.",
+    ),
+]
+DraftTokens = Annotated[
+    Optional[int], typer.Option(min=1, max=63, help="Most tokens to guess at once, or 16.")
+]
 Variables = Annotated[
     Optional[list[str]],
     typer.Option("--var", metavar="KEY=VALUE", help="Value for the chat template; repeatable."),

@@ -5,7 +5,18 @@ from typing import Annotated, Optional
 
 import typer
 
-from cli.options import Device, Dtype, Json, Kernels, KeysValues, Model, Quiet, Variables
+from cli.options import (
+    Device,
+    Drafts,
+    DraftTokens,
+    Dtype,
+    Json,
+    Kernels,
+    KeysValues,
+    Model,
+    Quiet,
+    Variables,
+)
 
 
 def chat(
@@ -37,6 +48,8 @@ def chat(
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
     kv: KeysValues = "auto",
+    draft: Drafts = None,
+    draft_tokens: DraftTokens = None,
 ) -> None:
     """Talk to a model that has a chat template.
 
@@ -61,6 +74,8 @@ def chat(
         wishes={name: value for name, value in wishes.items() if value is not None},
         seed=seed,
         how={"device": device, "dtype": dtype, "kernels": kernels, "kv": kv},
+        draft=draft,
+        draft_tokens=draft_tokens,
         as_json=as_json,
         quiet=quiet,
     )

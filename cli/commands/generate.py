@@ -6,7 +6,18 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from cli.options import Device, Dtype, Json, Kernels, KeysValues, Model, Quiet, Variables
+from cli.options import (
+    Device,
+    Drafts,
+    DraftTokens,
+    Dtype,
+    Json,
+    Kernels,
+    KeysValues,
+    Model,
+    Quiet,
+    Variables,
+)
 
 Overflow = Literal["error", "left", "middle", "right"]
 
@@ -66,6 +77,8 @@ def generate(
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
     kv: KeysValues = "auto",
+    draft: Drafts = None,
+    draft_tokens: DraftTokens = None,
 ) -> None:
     """Continue a prompt, or answer it, with a model.
 
@@ -124,6 +137,8 @@ def generate(
         number=number,
         on_overflow=on_overflow,
         how={"device": device, "dtype": dtype, "kernels": kernels, "kv": kv},
+        draft=draft,
+        draft_tokens=draft_tokens,
     )
     if show_prompt:
         show(request, as_json=as_json)
