@@ -77,6 +77,8 @@ class TorchCache:
 class TorchDecoder:
     """A transformer as something to generate with."""
 
+    grid = CHUNK  # cut a prompt here, and the bits of what follows do not change
+
     def __init__(self, model: Transformer, identity: str = "") -> None:
         self.model = model
         self.config = model.config
