@@ -41,6 +41,13 @@ VerifyResume = Annotated[
     bool, typer.Option("--verify-resume", help="Prove that a killed run resumes to the bit.")
 ]
 Cache = Annotated[Optional[Path], typer.Option("--cache", help="Where tokens are kept.")]
+PrefixCache = Annotated[
+    bool, typer.Option("--prefix-cache", help="Keep what is read of prompts for the next call.")
+]
+PrefixCacheSize = Annotated[
+    Optional[str],
+    typer.Option(metavar="SIZE", help="With --prefix-cache: room on disk, like 500MB; else 2GB."),
+]
 
 
 def recipes_folder() -> Path:
@@ -54,6 +61,16 @@ def cache_folder() -> Path:
     """Return where token shards are kept: XDG_CACHE_HOME/lm-workbench or ~/.cache/lm-workbench."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "lm-workbench"
+
+
+def byte_count(text: str, option: str) -> int:
+    """Read 500MB, 2.5GB or 1000 as bytes, by thousands. Raises: RecipeError naming the option."""
+    import re
+
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmgt]?)b?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise RecipeError(f"{option} {text}: not a size; write 500MB or 2GB")
+    return round(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))
 
 
 def token_places():  # -> Places, imported late

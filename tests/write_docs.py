@@ -13,6 +13,7 @@ COMMANDS = (
     *(["recipes"], ["recipes", "show"], ["recipes", "check"], ["recipes", "explain"]),
     *(["generate"], ["chat"], ["import"], ["merge"], ["export"], ["verify"], ["doctor"]),
     *(["bench"], ["bench", "compare"]),
+    *(["cache"], ["cache", "ls"], ["cache", "gc"], ["cache", "verify"]),
 )
 
 

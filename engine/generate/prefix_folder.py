@@ -76,9 +76,10 @@ def models(folder: Path) -> list[Kept]:
     kept = []
     for model, files in found.items():
         try:
-            name = (model / "name").read_text(encoding="utf-8", errors="replace")[:200]
+            name = (model / "name").read_text(encoding="utf-8", errors="replace")
         except OSError:
             name = ""
+        name = "".join(filter(str.isprintable, name[:200]))
         used = max(entry.used for entry in files)
         kept.append(Kept(model.name, name, len(files), sum(e.bytes for e in files), used))
     return sorted(kept, key=lambda model: -model.used)
