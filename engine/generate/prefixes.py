@@ -57,7 +57,11 @@ class Prefixes:
         blocks = blocks[:known]
         if (held // BLOCK + len(blocks)) * BLOCK // grid * grid <= held:
             return 0
-        cache.rewind(row, held // BLOCK * BLOCK)
+        try:
+            cache.rewind(row, held // BLOCK * BLOCK)
+        except ValueError as error:  # a sliding window has let go of what lies that far back
+            self._without(str(error))
+            return 0
         for block in blocks:
             if not self._load(cache, row, block):
                 break

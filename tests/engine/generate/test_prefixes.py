@@ -162,6 +162,26 @@ def test_windows_keep_no_blocks_and_say_so_once(tmp_path):
     assert all(np.array_equal(logits, run(windowed, None)[1]) for _, logits in results)
 
 
+def test_a_window_that_cannot_go_back_ends_it(tmp_path, monkeypatch):
+    """Blocks of a cache smaller than the window are there, but this one is larger."""
+    windowed, told = Free(make_model(max_seq_len=1024, sliding_window=300), "windowed"), []
+    prefixes = Prefixes(tmp_path, tell=told.append)
+    small = windowed.cache(256)
+    windowed.forward(small, [Run(0, IDS[:256])])
+    assert prefixes.store(windowed, small, 0, IDS[:256]) == 4
+    assert prefixes.restore(windowed, windowed.cache(1024), 0, IDS[:200]) == 0
+    assert len(told) == 1 and "sliding window" in told[0]
+
+    def refuse(row, length):
+        raise ValueError(f"cannot go back to {length}")
+
+    prefixes, cache = Prefixes(tmp_path, tell=told.append), windowed.cache(1024)
+    windowed.forward(cache, [Run(0, IDS[:70])])
+    monkeypatch.setattr(cache, "rewind", refuse)
+    assert prefixes.restore(windowed, cache, 0, IDS[:200]) == 0 and cache.lengths == [70]
+    assert told[1:] == ["no prefix cache: cannot go back to 64"]
+
+
 def test_a_decoder_without_identity_goes_without(decoder, tmp_path):
     told = []
     prefixes = Prefixes(tmp_path, tell=told.append)
