@@ -1,8 +1,8 @@
 """What is kept between calls: listed, freed, checked."""
 
+import os
 import re
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -82,7 +82,7 @@ def examine(cache: Path, repair: bool, as_json: bool) -> None:
             if repair:
                 with suppress(OSError):
                     entry.path.unlink()
-            removed = not entry.path.exists()
+            removed = not os.path.lexists(entry.path)
             damaged.append({"path": str(entry.path), "problem": problem, "removed": removed})
     if as_json:
         emit_json("cache-verify", {"blocks": blocks, "bytes": total, "damaged": damaged})
@@ -106,12 +106,15 @@ def seconds(text: str, option: str) -> float:
 
 
 def _others(cache: Path) -> dict[str, tuple[int, int]]:
-    """Return files and bytes of all but the prefixes, by kind."""
+    """Return files and bytes of all but the prefixes, by kind; links are not followed."""
     found: dict[str, tuple[int, int]] = {}
-    for path in cache.iterdir() if cache.is_dir() else []:
+    _, folders, single = next(os.walk(cache), ("", [], []))
+    for path in (cache / name for name in (*folders, *single)):
         if path == place(cache):
             continue
-        for file in _files(path):
+        whole = path.is_dir() and not path.is_symlink()
+        inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+        for file in inside if whole else [path]:
             with suppress(OSError):
                 files, number = found.get(kind := _kind(path), (0, 0))
                 found[kind] = files + 1, number + file.lstat().st_size
@@ -122,17 +125,9 @@ def _kind(path: Path) -> str:
     """Say what a file or folder of the cache is for."""
     if path.suffix == ".ranks":
         return "tokenizers"
-    if (path / "shards.json").exists():
+    if os.path.exists(path / "shards.json"):
         return "tokens to train on"
     return PARTS.get(path.name, "other")
-
-
-def _files(path: Path) -> Iterator[Path]:
-    """Yield a file, or the files of a folder; links are not followed."""
-    if path.is_dir() and not path.is_symlink():
-        yield from (file for file in path.rglob("*") if file.is_symlink() or file.is_file())
-    else:
-        yield path
 
 
 def _table(*heads: str) -> Table:

@@ -16,6 +16,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from engine.errors import ResourceError
@@ -53,8 +54,7 @@ class Prefixes:
             return 0
         held, grid = cache.lengths[row], grid_of(decoder)
         blocks = chain(decoder.identity, ids[: (len(ids) - 1) // grid * grid])[held // BLOCK :]
-        known = next((i for i, b in enumerate(blocks) if not b.path(self.folder).exists()), None)
-        blocks = blocks[:known]
+        blocks = list(takewhile(self._has, blocks))
         if (held // BLOCK + len(blocks)) * BLOCK // grid * grid <= held:
             return 0
         try:
@@ -75,7 +75,7 @@ class Prefixes:
             return 0
         grid = grid_of(decoder)
         blocks = chain(decoder.identity, ids[: len(ids) // grid * grid])
-        new = [block for block in blocks if not block.path(self.folder).exists()]
+        new = [block for block in blocks if not self._has(block)]
         try:
             for block in new:
                 payload = cache.save_block(row, block.index)
@@ -95,6 +95,9 @@ class Prefixes:
         if new:
             collect(self.folder, most=self.limit)
         return len(new)
+
+    def _has(self, block: Block) -> bool:
+        return os.path.exists(block.path(self.folder))  # False too where nobody may look
 
     def _can(self, decoder: Decoder) -> bool:
         if self.reads and not decoder.identity:

@@ -32,7 +32,9 @@ def cache(tmp_path):
         (cache / file).write_bytes(bytes(size))
     (cache / "x.ranks").write_bytes(bytes(300))
     (cache / "strange").write_bytes(bytes(10))
-    (cache / "nowhere").symlink_to("/nonexistent")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "large").write_bytes(bytes(10**6))
+    (cache / "link").symlink_to(tmp_path / "elsewhere")
     return cache
 
 
@@ -43,7 +45,7 @@ def test_ls_of_nothing(run):
     assert run("cache", "verify").out == "0 blocks, 0 bytes, every one is whole\n"
 
 
-def test_ls_names_models_and_what_else_is_there(run, cache):
+def test_ls_names_models_and_what_else_is_there(run, cache, tmp_path):
     lines = run("cache", "ls").out.splitlines()
     assert [line.split()[:2] for line in lines[:1]] == [["model", "blocks"]]
     assert lines[1].startswith("tiny [b]") and "192" in lines[1] and "30.0 kB" in lines[1]
@@ -55,11 +57,11 @@ def test_ls_names_models_and_what_else_is_there(run, cache):
         ("tiny [b]", 3, 192),
         ("old", 2, 128),
     ]
-    assert {o["kind"]: (o["files"], o["bytes"]) for o in found["others"]} | {"other": 0} == {
+    assert {o["kind"]: (o["files"], o["bytes"]) for o in found["others"]} == {
         "C libraries": (1, 5000),
         "tokens to train on": (2, 702),
         "tokenizers": (1, 300),
-        "other": 0,
+        "other": (2, 10 + len(str(tmp_path / "elsewhere"))),  # a link is as long as its text
     }
 
 
