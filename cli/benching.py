@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import get_args
 
 from cli.bench_views import Money, check_picture, picture, show_json, show_tables
-from cli.generation import load_for
-from cli.options import Dtype, cache_folder, load_recipe, the_model
+from cli.options import cache_folder, load_recipe, the_model
 from cli.render import say
 from engine.bench.cases import Case, Grid, What, expand, read_numbers, read_whats
 from engine.bench.measure import measure
 from engine.bench.price import BESIDE, offer
 from engine.bench.record import Recorder
 from engine.bench.result import Limits, Repetition, Result
-from engine.bench.subject import Subject, from_checkpoint, from_recipe
+from engine.bench.subject import Loaded, Subject, from_checkpoint, from_recipe
 from engine.errors import RecipeError, ResourceError
+from engine.generate.reference import load_reference
 from engine.hardware import use_threads
 from engine.machine import Machine, describe
 from engine.recipe import fields
@@ -124,11 +124,17 @@ def _subject(request: Request) -> Subject:
         request.model or folder.name,
         folder,
         request.device,
-        partial(load_for, folder, request.device),
+        partial(_load, folder, request.device),
     )
     if recipe:
         subject = replace(subject, recipe=recipe.recipe, cache=recipe.cache)
     return _at_temperature(subject, request.temperature)
+
+
+def _load(folder: Path, device: str, dtype: str) -> Loaded:
+    """Load a checkpoint as `lm generate --kernels torch` does."""
+    decoder, tokenizer = load_reference(folder, device, dtype)
+    return decoder.model, tokenizer
 
 
 def _at_temperature(subject: Subject, temperature: float | None) -> Subject:
@@ -206,7 +212,7 @@ def _choices(what: What) -> tuple[str, ...]:
     """Return the precisions that a work has."""
     if what == "train":
         return get_args(fields()["run.dtype"].type)
-    return get_args(get_args(Dtype)[0])
+    return ("auto", "fp32", "bf16")
 
 
 def _money(request: Request, quiet: bool) -> Money | None:

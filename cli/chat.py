@@ -14,8 +14,8 @@ from typing import Any
 from cli.render import emit, emit_json, say
 from engine.config import SampleConfig
 from engine.errors import DataError, EngineError, RecipeError, ResourceError
-from engine.generate.decode import Token
 from engine.generate.session import Session
+from engine.generate.writer import Token
 from engine.recipe import convert, nearest
 from engine.text.chat import check_messages
 

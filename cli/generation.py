@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from cli.chat import Chat, read_messages, typed_lines
+from cli.options import cache_folder
 from cli.render import emit, emit_json, say
 from engine.adapter_config import holder
-from engine.checkpoint import load_model, sample_defaults
 from engine.config import SampleConfig
 from engine.errors import CheckpointError, DataError
-from engine.generate.decode import Token, fit_prompt, generate, prefill
+from engine.generate.decode import fit_prompt, generate, prefill
+from engine.generate.decoder import Decoder
+from engine.generate.load import load_decoder
 from engine.generate.session import ANSWER, Session
-from engine.hardware import peak_memory, pick_device, pick_dtype, use_threads
-from engine.manifest import read_json
-from engine.model.transformer import Transformer
+from engine.generate.writer import Token
+from engine.peak import peak_memory
+from engine.sampling_defaults import sample_defaults
 from engine.text.chat import Rendered, ignores_system, render
 from engine.text.renderer import Renderer
 from engine.text.settings import read_settings
@@ -41,8 +43,7 @@ class Request:
     logprobs: int | None
     number: int
     on_overflow: str
-    device: str
-    dtype: str
+    how: dict[str, str]  # it is computed: device, dtype, kernels, kv
 
 
 def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
@@ -50,20 +51,20 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
 
     Raises: DataError for an empty prompt; LimitError if it does not fit the context.
     """
-    use_threads(0)
     if request.messages is not None:
         check_template(request.folder)
-    model, tokenizer = load_for(request.folder, request.device, request.dtype)
+    decoder, tokenizer = load_for(request.folder, **request.how)
     rendered = read_prompt(request, tokenizer)
     warn(rendered, request.messages or [], tokenizer, quiet)
     whole = rendered.ids
-    prompt, settings = _fit(request, whole, model.config.max_seq_len)
+    prompt, settings = _fit(request, whole, decoder.config.max_seq_len)
     if cut := len(whole) - len(prompt):
         say(f"cut {cut:,} of {len(whole):,} prompt tokens ({request.on_overflow})", quiet)
     seed = secrets.randbelow(1 << 31) if request.seed is None else request.seed
 
     began = time.perf_counter()
-    start = prefill(model, prompt, len(prompt) + settings.max_tokens)
+    room, several = len(prompt) + settings.max_tokens, request.number > 1
+    start = prefill(decoder, prompt, decoder.cache(room, rows=1 + several))
     read = time.perf_counter()
     facts = {
         "model": str(request.folder),
@@ -74,12 +75,12 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     tokens: list[Token] = []
     first: float | None = None
     for index in range(request.number):
-        if request.number > 1 and not as_json:
+        if several and not as_json:
             say(f"--- {index + 1}/{request.number}, seed {seed + index}", quiet)
         stream = generate(
-            model,
+            decoder,
             tokenizer,
-            start,
+            start.copied(1) if several else start,
             settings,
             seed=seed + index,
             stops=request.stops,
@@ -90,7 +91,8 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
         if as_json:
             emit_json("generate", facts | {"seed": seed + index} | _result(tokens, tokenizer))
     waited = None if first is None else first - began
-    say(_stats(tokens, len(prompt), read - began, waited) + f" · seed {seed}", quiet)
+    stats = _stats(tokens, len(prompt), read - began, waited)
+    say(f"{stats} · {decoder.name} · seed {seed}", quiet)
 
 
 def read_prompt(request: Request, tokenizer: Tokenizer) -> Rendered:
@@ -144,17 +146,17 @@ def _fit(request: Request, whole: list[int], context: int) -> tuple[list[int], S
     return fit_prompt(whole, settings.max_tokens, context, request.on_overflow), settings
 
 
-def load_for(folder: Path, device: str, dtype: str) -> tuple[Transformer, Tokenizer]:
-    """Load a model to generate with.
-
-    Half-precision weights are computed in bf16 where that is fast, in fp32 elsewhere; fp32 weights
-    stay as they are, and mapped from disk.
-    """
-    place = pick_device(device)
-    config = read_json(holder(folder, "config.json") / "config.json")
-    half = config.get("dtype") in ("bfloat16", "float16")
-    wish = "fp32" if dtype == "auto" and not half else dtype
-    return load_model(folder, place, dtype=pick_dtype(wish, place))
+def load_for(
+    folder: Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    kernels: str = "auto",
+    kv: str = "auto",
+) -> tuple[Decoder, Tokenizer]:
+    """Load a model to generate with, as every command does."""
+    return load_decoder(
+        folder, device=device, dtype=dtype, kernels=kernels, kv=kv, cache=cache_folder()
+    )
 
 
 def check_template(folder: Path) -> None:
@@ -174,8 +176,7 @@ def open_chat(
     variables: dict[str, Any],
     wishes: dict[str, Any],
     seed: int | None,
-    device: str,
-    dtype: str,
+    how: dict[str, str],
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -187,11 +188,10 @@ def open_chat(
     before = read_messages(messages) if messages else []
     if system:
         before = [{"role": "system", "content": system}, *before]
-    use_threads(0)
     with Renderer() as renderer:  # starts while the model loads
-        model, tokenizer = load_for(folder, device, dtype)
+        decoder, tokenizer = load_for(folder, **how)
         settings = dataclasses.replace(sample_defaults(folder), **{"max_tokens": 0} | wishes)
-        session = Session(model, tokenizer, settings, renderer, before, variables)
+        session = Session(decoder, tokenizer, settings, renderer, before, variables)
         seed = secrets.randbelow(1 << 31) if seed is None else seed
         talk = Chat(session, seed, as_json, quiet)
         with suppress(DataError):  # it works, whether or not it likes this

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 
 from cli.render import console, count, emit_json, say, size
-from engine.hardware import peak_memory
 from engine.interop.importing import Imported, Progress
 from engine.interop.source import Source
+from engine.peak import peak_memory
 
 INTERVAL = 10.0  # seconds between lines of progress where there is no bar
 

@@ -22,8 +22,16 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute.")
 ]
 Dtype = Annotated[
-    Literal["auto", "fp32", "bf16"],
-    typer.Option("--dtype", help="Precision; auto takes bf16 for half weights where it is fast."),
+    Literal["auto", "fp32", "bf16", "int8", "int4"],
+    typer.Option("--dtype", help="How weights are held; auto: as they are stored."),
+]
+Kernels = Annotated[
+    Literal["auto", "torch"],
+    typer.Option("--kernels", help="auto: our own C where it can be built; torch: never."),
+]
+KeysValues = Annotated[
+    Literal["auto", "fp32", "fp16", "int8"],
+    typer.Option("--kv", help="How our own C holds keys and values; auto: fp16."),
 ]
 Variables = Annotated[
     Optional[list[str]],

@@ -17,7 +17,8 @@ from cli.render import clock, console, count, emit_json, say, size
 from engine.data.pack import PackProgress
 from engine.forecast import checkpoint_bytes
 from engine.generate.decode import generate, prefill
-from engine.hardware import peak_memory
+from engine.generate.reference import TorchDecoder
+from engine.peak import peak_memory
 from engine.train.loop import TrainStep
 from engine.train.plan import MEASURED, Plan
 from engine.train.prepare import Doing
@@ -304,8 +305,9 @@ def written(prepared: Prepared, prompt: str | list[int], most: int = 40) -> str:
     if room < 1:
         return ""
     settings = replace(prepared.recipe.sample, max_tokens=room)
-    start = prefill(model, ids, len(ids) + room)
-    tokens = generate(model, tokenizer, start, settings, seed=prepared.recipe.run.seed)
+    decoder = TorchDecoder(model)
+    start = prefill(decoder, ids, decoder.cache(len(ids) + room))
+    tokens = generate(decoder, tokenizer, start, settings, seed=prepared.recipe.run.seed)
     return "".join(token.text for token in tokens)
 
 

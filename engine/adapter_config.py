@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError
+from engine.files import sha256
 from engine.manifest import read_json, read_manifest
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 MERGE = "merge it first: lm merge {} -o OUT"
 
 # Settings that `engine/adapter.py` follows, or that change nothing in what an adapter does. Any
@@ -79,6 +81,16 @@ def weights_digest(folder: Path) -> str:
         for name, entry in files.items()
         if "/" not in name and name.endswith(".safetensors")
     )
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def model_digest(folder: Path) -> str:
+    """Return one sha256 for all that a model computes by: weights, config, an adapter put on."""
+    sums, whole = [], folder
+    if is_adapter(folder):
+        sums = [sha256(folder / name) for name in (CONFIG, WEIGHTS)]
+        whole = find_base(folder).folder
+    sums += [sha256(whole / "config.json"), weights_digest(whole)]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 

@@ -16,7 +16,6 @@ A checkpoint is written under a temporary name, flushed to disk and renamed, the
 swapped: whatever happens, the previous one stays whole. Nothing is pickled.
 """
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -43,20 +42,10 @@ from engine.model.config_json import (
 )
 from engine.model.int8 import quantize_linears
 from engine.model.transformer import Transformer
-from engine.recipe import convert
 from engine.runs import tidy
+from engine.sampling_defaults import SAMPLING
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.weights import TensorSpec, Weights, write_weights
-
-# Our sampling settings ↔ the keys of generation_config.json.
-SAMPLING = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "max_tokens": "max_new_tokens",
-}
 
 # Endings of tensors that some old checkpoints carry and that follow from the config.
 BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
@@ -281,25 +270,3 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
         return safetensors.torch.load_file(path, device=str(device))
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-
-
-def sample_defaults(folder: Path) -> SampleConfig:
-    """Return the sampling settings that a checkpoint came with; ours where it has no opinion.
-
-    Raises: CheckpointError naming a setting of the wrong type or out of range.
-    """
-    file = holder(folder, "generation_config.json") / "generation_config.json"
-    raw = read_json(file) if file.is_file() else {}
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: not a JSON object; use another copy")
-    values = {}
-    for field in dataclasses.fields(SampleConfig):
-        key = SAMPLING[field.name]
-        try:
-            if raw.get(key) is not None:
-                values[field.name] = convert(raw[key], field)
-        except (ValueError, OverflowError) as error:
-            raise CheckpointError(f"{file}: {key}={raw[key]!r:.40} {error}") from None
-    if raw.get("do_sample") is False:
-        values["temperature"] = 0.0
-    return SampleConfig(**values)

@@ -8,23 +8,15 @@ the functions it watches; what nobody watches gets `IDLE`, which costs a call an
 """
 
 import time
-
-import torch
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for queued work, so that a clock read afterwards means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+from collections.abc import Callable
 
 
 class Clock:
     """Adds up the seconds of each stage since `start`."""
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(self, wait: Callable[[], None] | None = None) -> None:
+        """Begin; `wait` returns when all queued work is done, where a device has a queue."""
+        self.wait = wait
         self.start()
 
     def start(self) -> None:
@@ -34,7 +26,8 @@ class Clock:
 
     def lap(self, stage: str) -> None:
         """Add the time since the lap before, or the start, to `stage`."""
-        synchronize(self.device)  # what a stage has queued is its work, not the next one's
+        if self.wait:  # what a stage has queued is its work, not the next one's
+            self.wait()
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.latest
         self.latest = now

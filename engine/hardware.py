@@ -6,9 +6,8 @@ nothing is decided at import. What the machine is, and how fast, is in `engine/m
 
 import ctypes
 import os
-import resource
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -31,6 +30,14 @@ def pick_device(wish: str) -> torch.device:
     if not there[wish]:
         raise ResourceError(f"this machine has no {wish} device; use run.device=auto")
     return torch.device(wish)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for queued work, so that a clock read afterwards means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -109,20 +116,3 @@ def free_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def forget_peak_memory() -> None:
-    """Let `peak_memory` begin anew from what is held now; only Linux can."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_memory() -> int:
-    """Return the largest resident size of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # the system call's figure begins with that of the parent process
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

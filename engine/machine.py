@@ -24,8 +24,7 @@ from pathlib import Path
 
 import torch
 
-from engine.clock import synchronize
-from engine.hardware import free_memory
+from engine.hardware import free_memory, synchronize
 
 # Our name of an instruction set: what Linux calls it in /proc/cpuinfo, what macOS in sysctl.
 INSTRUCTIONS = {

@@ -28,7 +28,8 @@ from engine.data.batches import Batch, SampleBatches, WindowBatches
 from engine.data.samples import Sample
 from engine.finetune import run as finetune
 from engine.finetune.objective import Mixture
-from engine.hardware import keep_heap, peak_memory, pick_device, use_threads
+from engine.hardware import keep_heap, pick_device, use_threads
+from engine.peak import peak_memory
 from engine.recipe import dump, load
 from engine.train.gradient import Batches, Share
 from engine.train.loop import train

@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from cli.options import Device, Dtype, Json, Model, Quiet, Variables
+from cli.options import Device, Dtype, Json, Kernels, KeysValues, Model, Quiet, Variables
 
 
 def chat(
@@ -35,6 +35,8 @@ def chat(
     quiet: Quiet = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
+    kv: KeysValues = "auto",
 ) -> None:
     """Talk to a model that has a chat template.
 
@@ -58,8 +60,7 @@ def chat(
         variables=template_variables(var),
         wishes={name: value for name, value in wishes.items() if value is not None},
         seed=seed,
-        device=device,
-        dtype=dtype,
+        how={"device": device, "dtype": dtype, "kernels": kernels, "kv": kv},
         as_json=as_json,
         quiet=quiet,
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from cli.options import Device, Dtype, Json, Model, Quiet, Variables
+from cli.options import Device, Dtype, Json, Kernels, KeysValues, Model, Quiet, Variables
 
 Overflow = Literal["error", "left", "middle", "right"]
 
@@ -64,6 +64,8 @@ def generate(
     quiet: Quiet = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
+    kv: KeysValues = "auto",
 ) -> None:
     """Continue a prompt, or answer it, with a model.
 
@@ -121,8 +123,7 @@ def generate(
         logprobs=logprobs,
         number=number,
         on_overflow=on_overflow,
-        device=device,
-        dtype=dtype,
+        how={"device": device, "dtype": dtype, "kernels": kernels, "kv": kv},
     )
     if show_prompt:
         show(request, as_json=as_json)

@@ -10,14 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 
 from engine.bench.cases import Case
 from engine.bench.result import Limits, Repetition
 from engine.bench.subject import Subject
 from engine.bench.work import WORKS, Model, Work, loading, training
 from engine.clock import Clock
-from engine.hardware import forget_peak_memory, peak_memory, use_threads
+from engine.hardware import synchronize, use_threads
 from engine.machine import matmul_peaks, memory_bandwidth
+from engine.peak import forget_peak_memory, peak_memory
 
 TASTE = 0.3  # seconds for each limit
 
@@ -46,7 +48,7 @@ def measure(
         elif case.what not in WORKS:
             model = None
         with ExitStack() as stack:
-            clock = Clock(subject.device)
+            clock = Clock(partial(synchronize, subject.device))
             work = _prepare(case, subject, model, clock, stack)
             for _ in range(warm_up):
                 work.do()

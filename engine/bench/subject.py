@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from engine.adapter_config import holder
-from engine.checkpoint import sample_defaults
 from engine.config import ModelConfig, Recipe, SampleConfig, TokenizerConfig
 from engine.cost import parameters
 from engine.hardware import check_memory, pick_device, pick_dtype
@@ -20,10 +19,12 @@ from engine.manifest import read_json
 from engine.model.config_json import from_config_json
 from engine.model.transformer import Transformer, initialise
 from engine.recipe import override
+from engine.sampling_defaults import sample_defaults
 from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
 from engine.train.prepare import check_settings
 
-Loader = Callable[[str], tuple[Transformer, Tokenizer]]  # the precision wished for → ready to use
+Loaded = tuple[Transformer, Tokenizer]
+Loader = Callable[[str], Loaded]  # the precision wished for → ready to use
 BYTES = {"fp32": 4, "bf16": 2, "auto": 2}
 
 
@@ -40,7 +41,7 @@ class Subject:
     recipe: Recipe | None = None  # with every size filled in
     cache: Path = Path()  # where what is built for this machine is kept
 
-    def loaded(self, dtype: str) -> tuple[Transformer, Tokenizer]:
+    def loaded(self, dtype: str) -> Loaded:
         """Return the model and its tokenizer, which knows no end: a speed has no last word.
 
         Raises: ResourceError if memory does not suffice.
@@ -75,7 +76,7 @@ def from_recipe(recipe: Recipe, cache: Path, device: str = "auto") -> Subject:
     recipe = override(recipe, model={"vocab_size": size})
     place = pick_device(recipe.run.device if device == "auto" else device)
 
-    def load(dtype: str) -> tuple[Transformer, Tokenizer]:
+    def load(dtype: str) -> Loaded:
         """Make random weights; like those that `lm train` writes, they are fp32 if nobody asks."""
         model = Transformer(recipe.model)
         initialise(model, torch.Generator().manual_seed(recipe.run.seed))

@@ -23,7 +23,9 @@ from engine.clock import Clock
 from engine.cost import decode_bytes, decode_flops, prefill_flops, train_flops
 from engine.data.batches import WindowBatches
 from engine.generate.batching import greedy
-from engine.generate.decode import Token, generate, prefill
+from engine.generate.decode import generate, prefill
+from engine.generate.reference import TorchDecoder
+from engine.generate.writer import Token
 from engine.hardware import keep_heap
 from engine.model.transformer import Transformer
 from engine.recipe import override
@@ -64,14 +66,14 @@ def prefilling(case: Case, subject: Subject, model: Model, clock: Clock) -> Work
     transformer, tokenizer = model
     (ids,) = random_ids(subject, tokenizer, 1, case.prompt)
     text = tokenizer.decode_bytes(ids)
-    settings = replace(subject.sample, max_tokens=1)
+    settings, decoder = replace(subject.sample, max_tokens=1), TorchDecoder(transformer)
 
     def do() -> Taken:
         """The tokens made of the text are not those it came from, but about as many."""
         tokenizer.prompt(text)
         clock.lap("tokenize")
-        start = prefill(transformer, ids, len(ids) + 1, clock=clock)
-        stream = generate(transformer, tokenizer, start, settings, seed=0, clock=clock)
+        start = prefill(decoder, ids, decoder.cache(len(ids) + 1), clock=clock)
+        stream = generate(decoder, tokenizer, start, settings, seed=0, clock=clock)
         times = _write(stream, clock)
         return Taken(tokens=len(ids), seconds=clock.seconds["prefill"], times=times)
 
@@ -87,12 +89,13 @@ def decoding(case: Case, subject: Subject, model: Model, clock: Clock) -> Work:
     """Continue a prompt that has been read already, token by token."""
     transformer, tokenizer = model
     (ids,) = random_ids(subject, tokenizer, 1, max(1, case.depth))
-    start = prefill(transformer, ids, len(ids) + case.tokens)
+    decoder = TorchDecoder(transformer)
+    start = prefill(decoder, ids, decoder.cache(len(ids) + case.tokens, rows=2))
     settings = replace(subject.sample, max_tokens=case.tokens)
 
     def do() -> Taken:
         """The first token came out of the prompt; the others took a pass each."""
-        stream = generate(transformer, tokenizer, start, settings, seed=0, clock=clock)
+        stream = generate(decoder, tokenizer, start.copied(1), settings, seed=0, clock=clock)
         return _passes(_write(stream, clock), rows=1)
 
     return _decode_work(do, case, subject, transformer)

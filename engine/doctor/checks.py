@@ -22,7 +22,7 @@ from engine.checkpoint import Snapshot, load_model, save
 from engine.config import ModelConfig, RunConfig, SampleConfig, TokenizerConfig
 from engine.data.batches import Batch
 from engine.errors import LimitError, ResourceError
-from engine.generate.sampler import sample
+from engine.generate.sampler import sample, seeded
 from engine.hardware import autocast, check_memory, pick_dtype
 from engine.kernels.build import Unavailable
 from engine.kernels.native import Kernels
@@ -310,13 +310,13 @@ def _saved(subject: Subject) -> float | str:
 @torch.inference_mode()
 def _drawn(subject: Subject) -> float:
     """Count tokens that the same seed draws otherwise; that another seed draws alike is one too."""
-    logits_V = subject.model(subject.tokens(1))[0, -1].float().cpu()
-    logits_V, seen = logits_V / logits_V.std(), torch.tensor([0])
+    logits_V = subject.model(subject.tokens(1))[0, -1].float().cpu().numpy()
+    logits_V = logits_V / logits_V.std()
 
     def draw(seed: int) -> list[int]:
         """Draw a few tokens."""
-        random, settings = torch.Generator().manual_seed(seed), SampleConfig(temperature=1.0)
-        return [int(sample(logits_V, seen, settings, random)) for _ in range(DRAWS)]
+        random, settings = seeded(seed), SampleConfig(temperature=1.0)
+        return [sample(logits_V, [], settings, random) for _ in range(DRAWS)]
 
     first = draw(1)
     return float(sum(a != b for a, b in zip(first, draw(1), strict=True)) + (first == draw(2)))

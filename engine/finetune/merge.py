@@ -21,6 +21,7 @@ from engine.cost import parameters
 from engine.errors import CheckFailed, CheckpointError
 from engine.files import whole_folder
 from engine.generate.decode import generate, prefill
+from engine.generate.reference import TorchDecoder
 from engine.interop.exporting import licence_of
 from engine.interop.importing import check_free
 from engine.manifest import read_json, read_manifest, write_json, write_manifest
@@ -114,9 +115,10 @@ def _continue(model: Transformer, tokenizer: Tokenizer, text: str) -> tuple[list
     context = model.config.max_seq_len
     length = min(LENGTH, context // 2)
     prompt = tokenizer.prompt(text.encode("utf-8", "surrogateescape"))[length - context :]
-    start = prefill(model, prompt, len(prompt) + length)
+    decoder = TorchDecoder(model)
+    start = prefill(decoder, prompt, decoder.cache(len(prompt) + length))
     greedy = SampleConfig(temperature=0.0, max_tokens=length)
-    answer = [token.id for token in generate(model, tokenizer, start, greedy, seed=0)]
+    answer = [token.id for token in generate(decoder, tokenizer, start, greedy, seed=0)]
     return prompt + answer, len(prompt)
 
 

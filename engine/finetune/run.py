@@ -24,10 +24,11 @@ from engine.finetune.answers import Question, TaskScore, answer, tally, usual_an
 from engine.finetune.forgetting import Forgetting, Text, compare, measure, take, take_tokens
 from engine.finetune.objective import Finetuning
 from engine.finetune.prepare import Side, Tuning, check_settings, own_text, read_rows
-from engine.hardware import check_memory, keep_heap, peak_memory, pick_device, use_threads
+from engine.hardware import check_memory, keep_heap, pick_device, use_threads
 from engine.memory import needed_memory
 from engine.model.lora import add_lora
 from engine.model.transformer import Transformer
+from engine.peak import peak_memory
 from engine.recipe import override
 from engine.runs import find, hold
 from engine.text.tokenizer import Tokenizer

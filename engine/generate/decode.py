@@ -1,49 +1,41 @@
-"""Generating: read the prompt once (prefill), then one token at a time (decode), over a KV cache.
+"""Generating: read the prompt once (prefill), then one token at a time (decode), over a cache.
+
+    start = prefill(decoder, prompt, decoder.cache(capacity))
+    for token in generate(decoder, tokenizer, start, settings, seed=1): …
 
 `generate` yields a `Token` per step with the text it makes ready to show. Streaming, JSON output,
-samples during training and benchmarks all consume this one stream.
+samples during training and benchmarks all consume this one stream. Needs no torch.
 """
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
+import numpy as np
 
 from engine.clock import IDLE, Clock
 from engine.config import SampleConfig
 from engine.errors import DataError, LimitError
-from engine.generate.sampler import sample
-from engine.generate.stop import StopMatcher
-from engine.model.cache import KVCache
-from engine.model.transformer import Transformer
-from engine.text.tokenizer import StreamDecoder, Tokenizer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """One generated token.
-
-    `text` is what can be shown now: it lags behind the ids inside a character or a possible stop
-    string, and the token with a `finish_reason` brings the rest.
-    """
-
-    id: int
-    text: str
-    logprob: float | None  # nats, before temperature and filters; None unless asked for
-    top: list[tuple[int, float]]  # the likeliest alternatives and their log-probabilities
-    time: float  # time.perf_counter() when it was chosen
-    finish_reason: Literal["stop", "end", "length"] | None
+from engine.generate.decoder import Cache, Decoder, Run
+from engine.generate.sampler import sample, seeded, top_k
+from engine.generate.writer import Token, Writer
+from engine.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefilled:
-    """A prompt that has been read: its ids, the cache after it, the logits of what comes next."""
+    """A prompt that has been read: its ids, the row that holds it, the logits of what follows."""
 
     prompt: list[int]
-    cache: KVCache
-    logits_V: torch.Tensor
+    cache: Cache
+    row: int
+    logits_V: np.ndarray
+
+    def copied(self, row: int) -> "Prefilled":
+        """Copy the prompt into another row: one prefill, many continuations."""
+        self.cache.copy(self.row, row)
+        return replace(self, row=row)
 
 
 def fit_prompt(prompt: list[int], max_tokens: int, context: int, on_overflow: str) -> list[int]:
@@ -74,40 +66,27 @@ def fit_prompt(prompt: list[int], max_tokens: int, context: int, on_overflow: st
     return prompt[:head] + prompt[len(prompt) - (room - head) :]
 
 
-@torch.inference_mode()
 def prefill(
-    model: Transformer,
-    prompt: list[int],
-    capacity: int,
-    onto: KVCache | None = None,
-    clock: Clock = IDLE,
+    decoder: Decoder, prompt: list[int], cache: Cache, row: int = 0, *, clock: Clock = IDLE
 ) -> Prefilled:
-    """Run the prompt through the model, filling a cache with room for `capacity` tokens.
+    """Run the prompt through the model into a row of the cache.
 
-    `onto` is a cache whose tokens begin the prompt already, as in a conversation: only the rest is
-    run. It is filled further, not copied.
+    What the row holds already begins the prompt, as in a conversation: only the rest is run.
 
-    Raises: DataError if the prompt is empty; ValueError if `onto` holds all of it or more.
+    Raises: DataError if the prompt is empty; ValueError if the row holds all of it or more.
     """
     if not prompt:
         raise DataError("the prompt is empty: there is nothing to continue")
-    weight = model.embed_tokens.weight
-    cache = onto or KVCache(
-        model.config, capacity=capacity, dtype=weight.dtype, device=weight.device
-    )
-    if cache.length >= len(prompt):
-        raise ValueError(f"the cache holds {cache.length} of {len(prompt)} prompt tokens already")
-    tokens_BT = torch.tensor([prompt[cache.length :]], device=weight.device)
-    x_BTD = model.hidden(tokens_BT, cache)
-    # Only the last position's logits are needed; the head is most of a small model's work.
-    logits_V = model.head(x_BTD[0, -1]).float()
+    held = cache.lengths[row]
+    if held >= len(prompt):
+        raise ValueError(f"the cache holds {held} of {len(prompt)} prompt tokens already")
+    (logits_V,) = decoder.forward(cache, [Run(row, prompt[held:])])
     clock.lap("prefill")
-    return Prefilled(prompt=prompt, cache=cache, logits_V=logits_V)
+    return Prefilled(prompt=prompt, cache=cache, row=row, logits_V=logits_V)
 
 
-@torch.inference_mode()
 def generate(
-    model: Transformer,
+    decoder: Decoder,
     tokenizer: Tokenizer,
     start: Prefilled,
     config: SampleConfig,
@@ -115,46 +94,36 @@ def generate(
     seed: int,
     stops: Sequence[str] = (),
     logprobs: int | None = None,
-    keep: bool = False,
     clock: Clock = IDLE,
 ) -> Generator[Token]:
     """Continue a prompt until an end token, a stop string or `config.max_tokens`.
 
-    The prefilled prompt is left as it is, so several continuations may start from it; with `keep`
-    they are written into its cache instead, which then holds all tokens but the last. With
-    `logprobs` k, each token comes with its log-probability and the k likeliest alternatives.
+    The row goes on where the prompt ends, and at last holds all tokens but the newest; to continue
+    a prompt more than once, give each a row of its own by `Prefilled.copied`. With `logprobs` k,
+    each token comes with its log-probability and the k likeliest alternatives.
     """
-    cache, logits_V = start.cache if keep else start.cache.fork(1), start.logits_V
-    random = torch.Generator().manual_seed(seed)
-    decoder, matcher = StreamDecoder(tokenizer), StopMatcher(stops)
-    seen = torch.tensor(start.prompt)
+    random, seen, logits_V = seeded(seed), list(start.prompt), start.logits_V
+    writer = Writer(tokenizer, stops, config.max_tokens, tokenizer.ends)
     clock.lap("decode")
-    for count in range(1, config.max_tokens + 1):
-        logits_V = logits_V[: tokenizer.vocab_size].cpu()
-        choice = sample(logits_V, seen, config, random)
-        token_id, now = int(choice), time.perf_counter()
-        logprob, top = None, []
-        if logprobs is not None:
-            log_probs_V = logits_V.log_softmax(-1)
-            logprob = log_probs_V[token_id].item()
-            best = log_probs_V.topk(min(logprobs, len(log_probs_V)))
-            top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    while writer.left:
+        logits_V = logits_V[: tokenizer.vocab_size]  # what a model has beyond has no text
+        token_id, now = sample(logits_V, seen, config, random), time.perf_counter()
+        known = {} if logprobs is None else scores(logits_V, token_id, logprobs)
         clock.lap("sample")
-        ended = token_id in tokenizer.ends
-        text = "" if ended else matcher.push(decoder.push(token_id))
-        reason = "end" if ended else "stop" if matcher.hit else None
-        if reason is None and count == config.max_tokens:
-            reason = "length"
-        if reason in ("end", "length"):
-            text += matcher.push(decoder.flush()) + matcher.flush()
-            reason = "stop" if matcher.hit else reason
-        token = Token(
-            id=token_id, text=text, logprob=logprob, top=top, time=now, finish_reason=reason
-        )
+        token = writer.write(token_id, time=now, **known)
         clock.lap("detokenize")
         yield token
-        if reason:
+        if token.finish_reason:
             return
-        seen = torch.cat((seen, choice.view(1)))
-        logits_V = model(choice.view(1, 1).to(start.logits_V.device), cache)[0, -1].float()
+        seen.append(token_id)
+        (logits_V,) = decoder.forward(start.cache, [Run(start.row, [token_id])])
         clock.lap("decode")
+
+
+def scores(logits_V: np.ndarray, token_id: int, most: int) -> dict[str, Any]:
+    """Return the log-probability of a token and the likeliest alternatives, as `Token` has them."""
+    log_probs_V = logits_V - logits_V.max()
+    log_probs_V -= np.log(np.exp(log_probs_V).sum(dtype=np.float64))
+    best = np.arange(len(log_probs_V))[top_k(log_probs_V, most)] if most else []
+    top = sorted(((int(i), float(log_probs_V[i])) for i in best), key=lambda one: -one[1])
+    return {"logprob": float(log_probs_V[token_id]), "top": top}

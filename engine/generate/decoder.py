@@ -32,7 +32,11 @@ class Cache(Protocol):
     """Keys and values of some rows, each of its own length."""
 
     capacity: int  # tokens that a row has room for
-    lengths: list[int]  # tokens that each row holds
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each row holds."""
+        ...
 
     @property
     def bytes(self) -> int:

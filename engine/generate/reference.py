@@ -3,14 +3,21 @@
 Rows are run one after the other, so a batch gains nothing here.
 """
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from engine.generate.decoder import BLOCK, Run
+from engine.adapter_config import holder, model_digest
+from engine.checkpoint import load_model
+from engine.generate.decoder import BLOCK, Cache, Run
+from engine.hardware import pick_device, pick_dtype, use_threads
+from engine.manifest import read_json
 from engine.model.cache import FullLayer, KVCache
 from engine.model.transformer import Transformer
+from engine.text.tokenizer import Tokenizer
 
 CHUNK = 256  # tokens of a prompt that are run at once
 
@@ -91,12 +98,13 @@ class TorchDecoder:
         return TorchCache(self.model, capacity, rows)
 
     @torch.inference_mode()
-    def forward(self, cache: TorchCache, runs: Sequence[Run]) -> np.ndarray:
+    def forward(self, cache: Cache, runs: Sequence[Run]) -> np.ndarray:
         """Run each row's tokens on a fixed grid of positions, whatever the cache holds already.
 
         So a prompt's logits do not depend on how much of it came out of a cache, as long as that
         ends on the grid: every product then has the same shape.
         """
+        assert isinstance(cache, TorchCache)
         return np.concatenate([self._forward(cache.rows[run.row], run) for run in runs])
 
     def _forward(self, cache: KVCache, run: Run) -> np.ndarray:
@@ -115,3 +123,21 @@ class TorchDecoder:
         x_TD = torch.cat(wanted)
         x_TD = x_TD[len(x_TD) - run.wanted :]
         return self.model.head(x_TD).float().cpu().numpy()
+
+
+def load_reference(
+    folder: Path, device: str = "auto", dtype: str = "auto", threads: int = 0
+) -> tuple[TorchDecoder, Tokenizer]:
+    """Load a checkpoint to generate with by torch.
+
+    Half-precision weights are computed in bf16 where that is fast, in fp32 elsewhere; fp32 weights
+    stay as they are, and mapped from disk.
+    """
+    use_threads(threads)
+    place = pick_device(device)
+    config = read_json(holder(folder, "config.json") / "config.json")
+    half = config.get("dtype") in ("bfloat16", "float16")
+    wish = pick_dtype("fp32" if dtype == "auto" and not half else dtype, place)
+    model, tokenizer = load_model(folder, place, dtype=wish)
+    facts = f"{model_digest(folder)} torch {torch.__version__} {place.type} {wish}"
+    return TorchDecoder(model, hashlib.sha256(facts.encode()).hexdigest()), tokenizer

@@ -1,80 +1,141 @@
 """From logits to the next token: penalty, temperature, top-k, top-p, min-p, then one draw.
 
-Each filter is a pure function from logits to logits, with -inf for what it removes, so the order is
-the order of the calls in `filtered`. top-p and min-p look at the tempered distribution.
+Each filter says which of the tokens it keeps and the next one sees only those, so the order is that
+of the loop in `candidates`. top-p and min-p look at the tempered distribution.
 
 Sources: Holtzman et al. 2020, arXiv:1904.09751 (top-p); Fan et al. 2018, arXiv:1805.04833 (top-k);
 Nguyen et al. 2024, arXiv:2407.01082 (min-p); Keskar et al. 2019, arXiv:1909.05858 (penalty).
 """
 
 import math
+from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from engine.config import SampleConfig
 
+Ids = Sequence[int] | np.ndarray
+Kept = np.ndarray | slice  # which of some logits stay, by ascending index
+ALL = slice(None)
+BLOCK = 256  # weights that are added up before one of them is looked for
+TINY = 1e-30  # temperatures below would be 0 in fp32
 
-def sample(logits_V: Tensor, seen: Tensor, config: SampleConfig, random: torch.Generator) -> Tensor:
+
+def seeded(seed: int) -> np.random.Generator:
+    """Return the random numbers that a seed stands for, the same on every machine."""
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def sample(
+    logits_V: np.ndarray, seen: Ids, config: SampleConfig, random: np.random.Generator
+) -> int:
     """Choose the next token.
 
-    Shapes: logits_V fp32, seen: ids of all tokens so far → a scalar id. Temperature 0 takes the
-    likeliest token, the lowest id on a tie.
+    Shapes: logits_V fp32, seen: ids of all tokens so far. Temperature 0 takes the likeliest token,
+    the lowest id on a tie.
     """
     if config.temperature == 0:
-        return penalize(logits_V, seen, config.repetition_penalty).argmax()
-    probability_V = filtered(logits_V, seen, config).softmax(-1)
-    # By inverting the cumulative sum: one uniform number per token, whatever the filters keep.
-    uniform = torch.rand((), generator=random, dtype=torch.float64)
-    cumulative_V = probability_V.double().cumsum(-1)
-    # Scaled by the real total, so that rounding can never choose beyond the last kept token.
-    chosen = torch.searchsorted(cumulative_V, uniform * cumulative_V[-1], right=True)
-    return chosen.clamp(max=int(probability_V.nonzero()[-1]))
+        return int(penalize(logits_V, seen, config.repetition_penalty).argmax())
+    ids, weights = candidates(logits_V, seen, config)
+    return int(ids[draw(weights, random)])
 
 
-def filtered(logits_V: Tensor, seen: Tensor, config: SampleConfig) -> Tensor:
-    """Apply every filter that the config turns on, in the documented order."""
-    logits_V = penalize(logits_V, seen, config.repetition_penalty).double()
+def probabilities(logits_V: np.ndarray, seen: Ids, config: SampleConfig) -> np.ndarray:
+    """Return how likely `sample` is to choose each token. Shapes: → fp64 (V,)."""
+    probability_V = np.zeros(len(logits_V))
+    if config.temperature == 0:
+        probability_V[penalize(logits_V, seen, config.repetition_penalty).argmax()] = 1
+    else:
+        ids, weights = candidates(logits_V, seen, config)
+        probability_V[ids] = weights / weights.sum(dtype=np.float64)
+    return probability_V
+
+
+def draw(weights: np.ndarray, random: np.random.Generator) -> int:
+    """Choose an index, each as often as its weight says; they may add up to anything above 0.
+
+    By inverting the cumulative sum, first of blocks, then within one: one uniform number per token,
+    whatever the filters keep.
+    """
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK))
+    block, rest = _invert(sums, random.random() * float(sums.sum(dtype=np.float64)))
+    return BLOCK * block + _invert(weights[BLOCK * block :][:BLOCK], rest)[0]
+
+
+def _invert(weights: np.ndarray, at: float) -> tuple[int, float]:
+    """Return the first index where the cumulative sum is above `at`, and how far in `at` is."""
+    cumulative = np.append(0, weights.cumsum(dtype=np.float64))
+    # Below the real total, so that rounding can never choose beyond the last weight above 0.
+    at = min(at, np.nextafter(cumulative[-1], 0))
+    index = int(cumulative.searchsorted(at, side="right")) - 1
+    return index, at - cumulative[index]
+
+
+def candidates(
+    logits_V: np.ndarray, seen: Ids, config: SampleConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids that every filter keeps, in their order, and weights: 1 for the likeliest."""
+    logits = penalize(logits_V, seen, config.repetition_penalty)
     # Shifted to a maximum of 0 first: the smallest temperature then overflows to -inf, not to inf.
-    logits_V = (logits_V - logits_V.max()) / config.temperature
-    logits_V = top_k(logits_V, config.top_k)
-    logits_V = top_p(logits_V, config.top_p)
-    return min_p(logits_V, config.min_p)
+    logits = logits - logits.max()
+    with np.errstate(over="ignore"):
+        logits /= max(config.temperature, TINY)
+    ids = np.arange(len(logits))
+    keep: Callable[..., Kept]
+    for keep, bound in ((top_k, config.top_k), (top_p, config.top_p), (min_p, config.min_p)):
+        kept = keep(logits, bound)
+        ids, logits = ids[kept], logits[kept]
+    return ids, np.exp(logits)
 
 
-def penalize(logits_V: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalize(logits_V: np.ndarray, seen: Ids, penalty: float) -> np.ndarray:
     """Make tokens seen before less likely: divide positive logits by `penalty`, multiply others."""
     if penalty == 1 or not len(seen):
         return logits_V
-    old = logits_V[seen]
-    return logits_V.index_copy(0, seen, torch.where(old > 0, old / penalty, old * penalty))
+    ids, penalized_V = np.asarray(seen), logits_V.copy()
+    old = logits_V[ids]
+    penalized_V[ids] = np.where(old > 0, old / penalty, old * penalty)
+    return penalized_V
 
 
-def top_k(logits_V: Tensor, k: int) -> Tensor:
-    """Keep the k highest logits, the lower id first on a tie; 0 keeps all."""
-    if not 0 < k < len(logits_V):
-        return logits_V
-    kept = logits_V.argsort(descending=True, stable=True)[:k]
-    return _only(logits_V, kept)
+def top_k(logits: np.ndarray, k: int) -> Kept:
+    """Keep the k highest, the lower id first on a tie; 0 keeps all."""
+    if not 0 < k < len(logits):
+        return ALL
+    return _highest(logits, k, np.partition(logits, -k)[-k])
 
 
-def top_p(logits_V: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of tokens whose probability reaches p; the one that crosses stays."""
+def top_p(logits: np.ndarray, p: float) -> Kept:
+    """Keep the smallest set whose probability reaches p; the one that crosses stays.
+
+    Of equals the lower id comes first.
+    """
     if p >= 1:
-        return logits_V
-    order = logits_V.argsort(descending=True, stable=True)
-    before = logits_V[order].double().softmax(-1).cumsum(-1).roll(1)
-    before[0] = -math.inf  # the likeliest token always stays
+        return ALL
+    best = logits.max()
+    total = np.exp(logits - best).sum()
+    # A few reach p together as a rule, so only those this near to the likeliest are sorted.
+    for near in (8, math.inf):
+        some = logits[logits >= best - near]
+        if np.exp(some - best).sum() >= p * total:
+            break
+    some = np.sort(some)[::-1]
+    weights = np.exp(some - best)
+    before = weights.cumsum(dtype=np.float64) - weights
     # A hair of tolerance, above the noise of fp32 logits: 0.4 + 0.3 must count as reaching 0.7.
-    return _only(logits_V, order[before < p - 1e-5])
+    k = max(1, int(np.count_nonzero(before < (p - 1e-5) * total)))
+    return _highest(logits, k, some[k - 1])
 
 
-def min_p(logits_V: Tensor, p: float) -> Tensor:
+def min_p(logits: np.ndarray, p: float) -> Kept:
     """Keep tokens with at least p times the probability of the likeliest."""
-    if p == 0:
-        return logits_V
-    return logits_V.masked_fill(logits_V < logits_V.max() + math.log(p) - 1e-5, -math.inf)
+    return ALL if p == 0 else np.flatnonzero(logits >= logits.max() + math.log(p) - 1e-5)
 
 
-def _only(logits_V: Tensor, kept: Tensor) -> Tensor:
-    return torch.full_like(logits_V, -math.inf).index_copy(0, kept, logits_V[kept])
+def _highest(logits: np.ndarray, k: int, last: float) -> np.ndarray:
+    """Return where the k highest are, of which `last` is the lowest; of its equals the first."""
+    kept = np.flatnonzero(logits >= last)
+    if surplus := len(kept) - k:
+        ties = np.flatnonzero(logits[kept] == last)
+        kept = np.delete(kept, ties[-surplus:])
+    return kept

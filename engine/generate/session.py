@@ -11,9 +11,9 @@ from typing import Any
 
 from engine.config import SampleConfig
 from engine.errors import LimitError
-from engine.generate.decode import Prefilled, Token, generate, prefill
-from engine.model.cache import KVCache
-from engine.model.transformer import Transformer
+from engine.generate.decode import Prefilled, generate, prefill
+from engine.generate.decoder import Cache, Decoder
+from engine.generate.writer import Token
 from engine.text.chat import Rendered, render
 from engine.text.renderer import Renderer
 from engine.text.tokenizer import Tokenizer
@@ -26,27 +26,27 @@ class Session:
 
     def __init__(
         self,
-        model: Transformer,
+        decoder: Decoder,
         tokenizer: Tokenizer,
         settings: SampleConfig,
         renderer: Renderer,
         messages: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model = model
+        self.decoder = decoder
         self.tokenizer = tokenizer
         self.settings = settings  # max_tokens 0: as many as the context has room for
         self.renderer = renderer
         self.variables = dict(variables or {})
         self.messages: list[dict[str, Any]] = [dict(message) for message in messages]
         self.reused = 0  # prompt tokens of the last answer that were in the cache already
-        self._cache: KVCache | None = None
+        self._cache: Cache | None = None
         self._held: list[int] = []  # the tokens that the cache holds
 
     @property
     def context(self) -> int:
         """Return how many tokens a conversation may have."""
-        return self.model.config.max_seq_len
+        return self.decoder.config.max_seq_len
 
     def prompt(self) -> Rendered:
         """Return what the model would read to answer now."""
@@ -71,9 +71,7 @@ class Session:
         self._held = list(ids)
         text: list[str] = []
         made: list[int] = []
-        stream = generate(
-            self.model, self.tokenizer, start, settings, seed=seed, stops=stops, keep=True
-        )
+        stream = generate(self.decoder, self.tokenizer, start, settings, seed=seed, stops=stops)
         try:
             for token in stream:
                 made.append(token.id)
@@ -82,7 +80,7 @@ class Session:
         finally:
             stream.close()
             # The newest token was chosen but not run, so the cache does not hold it.
-            self._held += made[: start.cache.length - len(ids)]
+            self._held += made[: start.cache.lengths[0] - len(ids)]
             self.messages.append({"role": "assistant", "content": "".join(text)})
 
     def _read(self, ids: list[int]) -> Prefilled:
@@ -90,13 +88,10 @@ class Session:
         same = 0
         while same < min(len(self._held), len(ids) - 1) and self._held[same] == ids[same]:
             same += 1
-        cache = self._cache
-        if cache is not None:
-            try:
-                cache.rewind(same)
-            except ValueError:  # a sliding window has let go of what lies that far back
-                cache = None
-        self.reused = same if cache is not None else 0
-        start = prefill(self.model, ids, self.context, onto=cache)
-        self._cache = start.cache
-        return start
+        self._cache = self._cache or self.decoder.cache(self.context)
+        try:
+            self._cache.rewind(0, same)
+        except ValueError:  # a sliding window has let go of what lies that far back
+            self._cache = self.decoder.cache(self.context)
+        self.reused = self._cache.lengths[0]
+        return prefill(self.decoder, ids, self._cache)

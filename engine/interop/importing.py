@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.checkpoint import check_fit, sample_defaults
+from engine.checkpoint import check_fit
 from engine.config import ModelConfig
 from engine.errors import CheckpointError, RecipeError
 from engine.files import sha256, whole_folder
@@ -25,6 +25,7 @@ from engine.manifest import write_manifest
 from engine.model.config_json import Stored
 from engine.model.families import FAMILIES
 from engine.model.transformer import Transformer
+from engine.sampling_defaults import sample_defaults
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.weights import TensorSpec, check_room, write_weights
 

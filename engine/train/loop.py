@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.clock import IDLE, Clock, synchronize
+from engine.clock import IDLE, Clock
 from engine.config import TrainConfig
 from engine.errors import DivergenceError
+from engine.hardware import synchronize
 from engine.model.transformer import Transformer
 from engine.train.gradient import Sums
 from engine.train.optim import Optimizers

@@ -22,10 +22,10 @@ from engine.config import Recipe
 from engine.cost import parameters, train_flops
 from engine.data.pack import PackProgress
 from engine.errors import DivergenceError, RecipeError
-from engine.hardware import peak_memory
 from engine.machine import matmul_peak
 from engine.manifest import read_json
 from engine.model.transformer import Transformer
+from engine.peak import peak_memory
 from engine.recipe import dump, duration
 from engine.text.tokenizer import Tokenizer
 from engine.train.evaluate import Score

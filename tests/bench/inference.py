@@ -15,7 +15,8 @@ import torch
 from cli.generation import load_for
 from engine.config import SampleConfig
 from engine.generate.decode import generate, prefill
-from engine.hardware import peak_memory, use_threads
+from engine.hardware import use_threads
+from engine.peak import peak_memory
 from tests.bench.apart import Command, medians, own, turns
 from tests.bench.pairs import LEAST
 from tests.bench.report import Missing, Options, Result, versus
@@ -34,15 +35,15 @@ def prompt_of(depth: int) -> list[int]:
 def ours(folder: Path, depth: int, new: int, repeats: int) -> Found:
     """Time what `lm generate` does, greedily, in the precision it chooses."""
     use_threads(0)
-    model, tokenizer = load_for(folder, "auto", "auto")
+    decoder, tokenizer = load_for(folder)
     tokenizer.ends = frozenset()  # every side writes as many tokens
     settings, prompt = SampleConfig(temperature=0, max_tokens=new), prompt_of(depth)
     found: Found = {"prefill": [], "decode": []}
     for _ in range(1 + repeats):
         began = time.perf_counter()
-        start = prefill(model, prompt, depth + new)
+        start = prefill(decoder, prompt, decoder.cache(depth + new))
         found["prefill"].append(time.perf_counter() - began)
-        times = [token.time for token in generate(model, tokenizer, start, settings, seed=0)]
+        times = [token.time for token in generate(decoder, tokenizer, start, settings, seed=0)]
         found["decode"].append((times[-1] - times[0]) / (new - 1))
     return found
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from cli.generation import load_for
 from cli.render import emit
 from engine.bench.cases import Case
 from engine.bench.measure import Repetition, measure
@@ -20,6 +19,7 @@ from engine.checkpoint import Snapshot, load_model, save
 from engine.config import ModelConfig, OptimConfig, Recipe, SampleConfig, TokenizerConfig
 from engine.data.batches import Batch
 from engine.generate.decode import generate, prefill
+from engine.generate.reference import TorchDecoder, load_reference
 from engine.hardware import keep_heap, use_threads
 from engine.model.transformer import Transformer, initialise
 from engine.recipe import override
@@ -96,12 +96,12 @@ def decode(options: Options) -> Iterator[Result]:
     model, tokenizer, peer = both_sides()
     prompt = torch.randint(0, model.config.vocab_size, (LENGTH,)).tolist()
     settings = SampleConfig(temperature=0, max_tokens=NEW)
-    tokens = torch.tensor([prompt])
+    tokens, decoder = torch.tensor([prompt]), TorchDecoder(model)
     wish = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
 
     def ours() -> None:
-        start = prefill(model, prompt, LENGTH + NEW)
-        assert len(list(generate(model, tokenizer, start, settings, seed=0))) == NEW
+        start = prefill(decoder, prompt, decoder.cache(LENGTH + NEW))
+        assert len(list(generate(decoder, tokenizer, start, settings, seed=0))) == NEW
 
     def theirs() -> None:
         peer.generate(tokens, attention_mask=torch.ones_like(tokens), **wish)
@@ -118,12 +118,13 @@ def overhead(options: Options) -> Iterator[Result]:
     keep_heap()
     with tempfile.TemporaryDirectory() as temporary:
         folder = checkpoint(Path(temporary))
-        loaded = load_for(folder, "cpu", "auto")
-        subject = from_checkpoint("small", folder, "cpu", lambda dtype: loaded)
+        loaded, tokenizer = load_reference(folder, "cpu")
+        subject = from_checkpoint("small", folder, "cpu", lambda dtype: (loaded.model, tokenizer))
     model, tokenizer = subject.loaded("auto")
     (prompt,) = random_ids(subject, tokenizer, 1, LENGTH)
     settings = replace(subject.sample, max_tokens=NEW)
-    start = prefill(model, prompt, LENGTH + NEW)
+    decoder = TorchDecoder(model)
+    start = prefill(decoder, prompt, decoder.cache(LENGTH + NEW, rows=2))
     threads = use_threads(0)
     case = Case(
         what="decode", model="small", dtype="auto", threads=threads, depth=LENGTH, tokens=NEW
@@ -131,7 +132,7 @@ def overhead(options: Options) -> Iterator[Result]:
 
     def generating() -> None:
         """Write the text as it comes, as the command does."""
-        for token in generate(model, tokenizer, start, settings, seed=0):
+        for token in generate(decoder, tokenizer, start.copied(1), settings, seed=0):
             if token.text:
                 emit(token.text, end="")
 

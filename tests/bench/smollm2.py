@@ -16,7 +16,8 @@ from torch import Tensor
 from cli.options import load_recipe
 from engine.checkpoint import load_model
 from engine.data.batches import Batch
-from engine.hardware import has_fast_bf16, keep_heap, peak_memory, pick_device, use_threads
+from engine.hardware import has_fast_bf16, keep_heap, pick_device, use_threads
+from engine.peak import peak_memory
 from engine.train.optim import Optimizers
 from tests.bench.apart import medians, own, turns
 from tests.bench.pairs import LEAST

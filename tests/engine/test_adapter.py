@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from engine.adapter import WEIGHTS, describe, read_adapter
-from engine.checkpoint import load_adapted, load_model, load_tensors, sample_defaults, save
+from engine.checkpoint import load_adapted, load_model, load_tensors, save
 from engine.config import LoraConfig, OptimConfig, RopeScaling
 from engine.errors import CheckpointError
 from engine.model.int8 import Int8Linear
 from engine.model.lora import LoraLinear, add_lora
+from engine.sampling_defaults import sample_defaults
 from engine.train.optim import Optimizers
 from tests.conftest import make_model
 from tests.engine.test_checkpoint import snapshot, unlist

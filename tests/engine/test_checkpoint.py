@@ -9,17 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from engine.checkpoint import (
-    Snapshot,
-    load_model,
-    load_tensors,
-    read_manifest,
-    sample_defaults,
-    save,
-)
+from engine.checkpoint import Snapshot, load_model, load_tensors, read_manifest, save
 from engine.config import SampleConfig
 from engine.errors import CheckpointError, ResourceError
 from engine.runs import find, list_runs
+from engine.sampling_defaults import sample_defaults
 from tests.conftest import make_model
 
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine import cost
 from engine.config import LoraConfig, ModelConfig, RopeScaling
 from engine.generate.decode import prefill
+from engine.generate.reference import TorchDecoder
 from engine.model.attention import visible
 from engine.model.cache import FullLayer, KVCache
 from engine.model.lora import add_lora
@@ -251,7 +252,8 @@ def test_reading_and_generating_by_hand():
 def test_matrix_flops_of_a_prompt_equal_those_counted(tokenizer, length):
     model = make_model()
     with FlopCounterMode(display=False) as counter:
-        prefill(model, [1] * length, length)
+        decoder = TorchDecoder(model)
+        prefill(decoder, [1] * length, decoder.cache(length))
     counted = counter.get_flop_counts()["Global"]
     matrices = sum(count for op, count in counted.items() if "attention" not in str(op))
     config = model.config

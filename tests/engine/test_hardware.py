@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from engine.errors import ResourceError
-from engine.hardware import (
-    autocast,
-    has_fast_bf16,
-    keep_heap,
-    peak_memory,
-    pick_device,
-    pick_dtype,
-    use_threads,
-)
+from engine.hardware import autocast, has_fast_bf16, keep_heap, pick_device, pick_dtype, use_threads
+from engine.peak import peak_memory
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ import pytest
 
 from engine import rehearsal
 from engine.errors import ResourceError
-from engine.hardware import peak_memory
 from engine.manifest import read_config
+from engine.peak import peak_memory
 from engine.recipe import load
 from engine.rehearsal import Tuned, _counted, _until, rehearse, resident_memory
 from tests.conftest import ROOT

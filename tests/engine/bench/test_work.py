@@ -13,6 +13,7 @@ from engine.bench.work import decoding, training, weight_bytes
 from engine.clock import Clock
 from engine.config import SampleConfig
 from engine.generate.decode import generate, prefill
+from engine.generate.reference import TorchDecoder
 from tests.conftest import make_model
 from tests.engine.bench.test_subject import CACHE, RECIPE
 
@@ -44,7 +45,9 @@ def test_decoding_is_generate_itself(monkeypatch):
     assert doing.do().tokens == 11
     (ids,) = work.random_ids(subject, model[1], 1, 9)
     settings = SampleConfig(max_tokens=12)
-    expected = generate(*model, prefill(model[0], ids, 40), settings, seed=0)
+    decoder = TorchDecoder(model[0])
+    start = prefill(decoder, ids, decoder.cache(40))
+    expected = generate(decoder, model[1], start, settings, seed=0)
     assert made == [token.id for token in expected]
 
 
@@ -77,13 +80,14 @@ def test_measuring_costs_at_most_two_percent():
     model = subject.loaded("fp32")
     clock = Clock()
     doing = decoding(case("decode", depth=9, tokens=100), subject, model, clock)
-    start = prefill(model[0], list(range(9)), 109)
+    decoder = TorchDecoder(model[0])
+    start = prefill(decoder, list(range(9)), decoder.cache(109, rows=2))
     settings = SampleConfig(max_tokens=100)
     pairs = []
     for _ in range(60):
         began = time.perf_counter()
         with Path("/dev/null").open("w", encoding="utf-8") as nowhere:
-            for token in generate(*model, start, settings, seed=0):
+            for token in generate(decoder, model[1], start.copied(1), settings, seed=0):
                 print(token.text, end="", file=nowhere, flush=True)
         plain = time.perf_counter() - began
         clock.start()

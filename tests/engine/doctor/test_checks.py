@@ -130,10 +130,12 @@ def test_broken_pieces_beside_the_model(subject, monkeypatch):
         assert failing(subject) == {"int8 ≈ fp32"}
     assert 0.8 < answers(subject)["int8 ≈ fp32"].value < 1.2, "just what rounding explains"
     with monkeypatch.context() as patch:  # one that does not listen to the seed
-        patch.setattr(checks, "sample", lambda logits, seen, config, random: torch.randint(9, ()))
+        patch.setattr(
+            checks, "sample", lambda logits, seen, config, random: int(torch.randint(9, ()))
+        )
         assert failing(subject) == {"same seed = same draw"}
     with monkeypatch.context() as patch:  # or listens to nothing
-        patch.setattr(checks, "sample", lambda logits, seen, config, random: logits.argmax())
+        patch.setattr(checks, "sample", lambda logits, seen, config, random: int(logits.argmax()))
         assert failing(subject) == {"same seed = same draw"}
     assert failing(subject) == set()
 

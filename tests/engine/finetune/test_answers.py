@@ -7,6 +7,7 @@ from engine.config import SampleConfig
 from engine.errors import LimitError
 from engine.finetune.answers import Answer, Question, answer, tally, usual_answers, wilson
 from engine.generate.decode import generate, prefill
+from engine.generate.reference import TorchDecoder
 from tests.conftest import TEXT, make_model
 
 GREEDY = SampleConfig(temperature=0, max_tokens=20)
@@ -29,8 +30,9 @@ def eager_to_end(tokenizer):
 
 
 def one_by_one(model, tokenizer, question):
-    start = prefill(model, list(question.ids), 128)
-    tokens = list(generate(model, tokenizer, start, GREEDY, seed=0))
+    decoder = TorchDecoder(model)
+    start = prefill(decoder, list(question.ids), decoder.cache(128))
+    tokens = list(generate(decoder, tokenizer, start, GREEDY, seed=0))
     return "".join(token.text for token in tokens), tokens[-1].finish_reason == "end"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoint import load_adapted, load_model, sample_defaults
+from engine.checkpoint import load_adapted, load_model
 from engine.errors import CheckFailed, CheckpointError, RecipeError
 from engine.finetune import merge as merging
 from engine.finetune.merge import LENGTH, PROMPTS, TOLERANCE, merge
@@ -14,6 +14,7 @@ from engine.interop.exporting import to_folder
 from engine.manifest import read_manifest
 from engine.model.int8 import Int8Linear
 from engine.model.lora import merge_lora, projections
+from engine.sampling_defaults import sample_defaults
 from tests.engine.interop.folders import leftovers
 from tests.engine.test_adapter import FAMILIES, TOKENS, logits, theirs, write_theirs, write_tuned
 

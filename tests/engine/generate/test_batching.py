@@ -6,6 +6,7 @@ from engine.clock import Clock
 from engine.config import SampleConfig
 from engine.generate.batching import greedy
 from engine.generate.decode import generate, prefill
+from engine.generate.reference import TorchDecoder
 from tests.conftest import make_model
 
 PROMPTS = [[5, 6, 7, 8], [40, 3, 9, 1], [7, 7, 7, 7]]
@@ -17,14 +18,16 @@ def rows(model, **how):
 
 def test_a_batch_gives_each_row_what_it_would_get_alone(tokenizer):
     model = make_model(1)
-    config = SampleConfig(temperature=0, max_tokens=12)
+    decoder, config = TorchDecoder(model), SampleConfig(temperature=0, max_tokens=12)
     unending = tokenizer.ends
     tokenizer.ends = frozenset()
     try:
         alone = [
             [
                 token.id
-                for token in generate(model, tokenizer, prefill(model, p, 16), config, seed=0)
+                for token in generate(
+                    decoder, tokenizer, prefill(decoder, p, decoder.cache(16)), config, seed=0
+                )
             ]
             for p in PROMPTS
         ]

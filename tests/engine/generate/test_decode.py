@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from engine.config import SampleConfig
 from engine.errors import DataError, LimitError
-from engine.generate.decode import Token, fit_prompt, generate, prefill
+from engine.generate.decode import Prefilled, fit_prompt, generate, prefill
+from engine.generate.reference import TorchDecoder
 from engine.generate.sampler import penalize
+from engine.generate.writer import Token
 from engine.model.transformer import Transformer
 from engine.text.tokenizer import Tokenizer
 from tests.conftest import make_model
@@ -21,9 +24,14 @@ GREEDY = SampleConfig(temperature=0, max_tokens=20)
 HOT = SampleConfig(temperature=1.5, max_tokens=25)
 
 
+def read(model, prompt: list[int], capacity: int, rows: int = 1) -> tuple[TorchDecoder, Prefilled]:
+    decoder = TorchDecoder(model)
+    return decoder, prefill(decoder, prompt, decoder.cache(capacity, rows))
+
+
 def run(model, tokenizer, config, prompt=PROMPT, seed=0, **options) -> list[Token]:
-    start = prefill(model, prompt, len(prompt) + config.max_tokens)
-    return list(generate(model, tokenizer, start, config, seed=seed, **options))
+    decoder, start = read(model, prompt, len(prompt) + config.max_tokens)
+    return list(generate(decoder, tokenizer, start, config, seed=seed, **options))
 
 
 def ids_of(tokens: list[Token]) -> list[int]:
@@ -44,7 +52,7 @@ def naive_greedy(model: Transformer, end: int, count: int, penalty: float = 1.0)
     """What follows PROMPT, one argmax at a time, up to the token `end`."""
     ids = list(PROMPT)
     while len(ids) < len(PROMPT) + count and ids[-1] != end:
-        ids.append(int(penalize(uncached(model, ids), torch.tensor(ids), penalty).argmax()))
+        ids.append(int(penalize(uncached(model, ids).numpy(), ids, penalty).argmax()))
     return ids[len(PROMPT) :]
 
 
@@ -114,7 +122,7 @@ def test_no_tokens_asked_none_given(tokenizer):
 
 def test_an_empty_prompt_is_refused():
     with pytest.raises(DataError, match="empty"):
-        prefill(make_model(), [], 10)
+        read(make_model(), [], 10)
 
 
 @pytest.mark.parametrize("changes", [{}, {"sliding_window": 4}, {"position": "learned"}], ids=str)
@@ -128,9 +136,9 @@ def test_the_context_can_be_filled_to_its_last_token(changes, tokenizer):
 def test_the_same_seed_says_the_same_and_others_do_not(tokenizer):
     """Whatever the global generator does."""
     model = make_model()
-    torch.manual_seed(1)
+    np.random.seed(1)
     first = ids_of(run(model, tokenizer, HOT, seed=3))
-    torch.manual_seed(2)
+    np.random.seed(2)
     assert ids_of(run(model, tokenizer, HOT, seed=3)) == first
     others = [ids_of(run(model, tokenizer, HOT, seed=seed)) for seed in range(4, 9)]
     assert all(other != first for other in others)
@@ -140,25 +148,50 @@ def test_the_same_seed_says_the_same_and_others_do_not(tokenizer):
 def test_many_continuations_start_from_one_prompt(changes, tokenizer):
     """Also interleaved, and after one that was given up half-way."""
     model = make_model(**changes)
-    start = prefill(model, PROMPT, 64)
+    decoder, start = read(model, PROMPT, 64, rows=4)
     expected = [ids_of(run(model, tokenizer, HOT, seed=seed)) for seed in (0, 1)]
-    given_up = generate(model, tokenizer, start, HOT, seed=9)
+    given_up = generate(decoder, tokenizer, start.copied(1), HOT, seed=9)
     next(given_up), next(given_up)
     given_up.close()
-    streams = [generate(model, tokenizer, start, HOT, seed=seed) for seed in (0, 1, 0)]
+    streams = [
+        generate(decoder, tokenizer, start.copied(row), HOT, seed=seed)
+        for row, seed in ((1, 0), (2, 1), (3, 0))
+    ]
     together = list(zip(*streams, strict=False))
     for stream, wanted in zip(zip(*together, strict=True), [*expected, expected[0]], strict=True):
         assert ids_of(stream) == wanted[: len(stream)]
     assert len(together) > 5
-    assert start.cache.length == len(PROMPT)
+    assert start.cache.lengths[0] == len(PROMPT)
     assert start.prompt == PROMPT
+
+
+def test_a_single_continuation_is_written_where_the_prompt_is(tokenizer):
+    """Nothing is copied: the row holds the prompt and all tokens but the last."""
+    decoder, start = read(make_model(), PROMPT, 64)
+    made = ids_of(list(generate(decoder, tokenizer, start, HOT, seed=1)))
+    assert start.cache.lengths == [len(PROMPT) + len(made) - 1]
+    again = prefill(decoder, [*PROMPT, *made], start.cache)
+    expected = uncached(decoder.model, [*PROMPT, *made]).numpy()
+    np.testing.assert_allclose(again.logits_V, expected, atol=1e-4)
+
+
+def test_a_prompt_of_which_a_row_holds_the_beginning_is_read_on(tokenizer):
+    decoder, start = read(make_model(), PROMPT[:3], 64, rows=2)
+    fed, forward = [], decoder.forward
+    decoder.forward = lambda cache, runs: fed.extend(runs) or forward(cache, runs)
+    on = prefill(decoder, PROMPT, start.cache)
+    assert [list(run.tokens) for run in fed] == [PROMPT[3:]]
+    np.testing.assert_allclose(on.logits_V, read(make_model(), PROMPT, 64)[1].logits_V, atol=1e-5)
+    with pytest.raises(ValueError, match="6 of 6"):
+        prefill(decoder, PROMPT, start.cache)
 
 
 def test_prefill_scores_what_comes_next():
     model = make_model()
-    start = prefill(model, PROMPT, 32)
-    assert (start.cache.length, start.cache.capacity) == (len(PROMPT), 32)
-    torch.testing.assert_close(start.logits_V, uncached(model, PROMPT), atol=1e-5, rtol=1e-5)
+    _, start = read(model, PROMPT, 32)
+    assert (start.cache.lengths, start.cache.capacity) == ([len(PROMPT)], 32)
+    expected = uncached(model, PROMPT).numpy()
+    np.testing.assert_allclose(start.logits_V, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_logprobs_are_the_models_own(tokenizer):

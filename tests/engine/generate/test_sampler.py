@@ -3,40 +3,55 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.config import SampleConfig
-from engine.generate.sampler import filtered, min_p, penalize, sample, top_k, top_p
+from engine.generate.sampler import (
+    draw,
+    min_p,
+    penalize,
+    probabilities,
+    sample,
+    seeded,
+    top_k,
+    top_p,
+)
 
 FOUR = (0.1, 0.2, 0.3, 0.4)
-NONE_SEEN = torch.tensor([], dtype=torch.long)
+NONE_SEEN = np.array([], dtype=np.int64)
 PLAIN = {"temperature": 1.0}
 # Upper 0.1 % points of χ² by degrees of freedom; any table has them.
 CRITICAL = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467, 5: 20.515, 6: 22.458, 7: 24.322}
 
 weights = st.lists(st.integers(1, 1000), min_size=1, max_size=6)
+# The first uniform numbers of seed 7.
+SEVEN = [0.625095466604667, 0.8972138009695755, 0.7756856902451935]
+
 logit_lists = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12)
 
 
-def logits_of(probabilities, shift: float = 0.0) -> torch.Tensor:
-    return torch.tensor(probabilities).log() + shift
+def fp32(values) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
 
 
-def distribution(logits: torch.Tensor, **settings) -> list[float]:
-    config = SampleConfig(**(PLAIN | settings))
-    return filtered(logits, NONE_SEEN, config).softmax(-1).tolist()
+def logits_of(probabilities, shift: float = 0.0) -> np.ndarray:
+    return np.log(fp32(probabilities)) + np.float32(shift)
 
 
-def kept(logits: torch.Tensor) -> list[int]:
-    return [i for i, logit in enumerate(logits.tolist()) if logit > -math.inf]
+def distribution(logits: np.ndarray, seen=NONE_SEEN, **settings) -> list[float]:
+    return probabilities(logits, seen, SampleConfig(**(PLAIN | settings))).tolist()
 
 
-def draws(logits: torch.Tensor, config: SampleConfig, n: int, seed: int = 0) -> list[int]:
-    random = torch.Generator().manual_seed(seed)
-    return [int(sample(logits, NONE_SEEN, config, random)) for _ in range(n)]
+def kept(keep, logits: np.ndarray, bound: float) -> list[int]:
+    return np.arange(len(logits))[keep(logits, bound)].tolist()
+
+
+def draws(logits: np.ndarray, config: SampleConfig, n: int, seed: int = 0) -> list[int]:
+    random = seeded(seed)
+    return [sample(logits, NONE_SEEN, config, random) for _ in range(n)]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +89,8 @@ def test_filters_apply_in_the_documented_order_by_hand():
     # Temperature before min-p: 0.2/0.4 squared is below 0.3, untempered it is above.
     assert distribution(logits, temperature=0.5, min_p=0.3) == pytest.approx(expected)
     # Penalty before top-k: what it pushes to second place is removed.
-    config = SampleConfig(temperature=0.5, repetition_penalty=2.0, top_k=1)
-    assert kept(filtered(torch.tensor([3.0, 2.0]), torch.tensor([0]), config)) == [1]
+    logits, settings = fp32([3, 2]), {"temperature": 0.5, "top_k": 1}
+    assert distribution(logits, [0], repetition_penalty=2.0, **settings) == [0, 1]
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, -3.3, 0.123, 7.7, 13.7, 20.0])
@@ -88,7 +103,7 @@ def test_a_bound_exactly_reached_counts_whatever_the_rounding(keep, bounds, shif
     """Logits mean the same when all move together, so fp32 noise must not decide who stays."""
     for order in itertools.permutations(FOUR):
         for bound, count in bounds.items():
-            assert len(kept(keep(logits_of(order, shift), bound))) == count, (order, bound)
+            assert len(kept(keep, logits_of(order, shift), bound)) == count, (order, bound)
 
 
 @given(weights, st.floats(0, 1))
@@ -101,7 +116,7 @@ def test_top_p_keeps_exactly_the_smallest_set(weights, p):
         for some in itertools.combinations(range(len(weights)), size)
     ]
     assume(all(abs(weight - p) > 1e-4 for _, weight in sums) or p == 1)
-    chosen = kept(top_p(logits_of([weight / total for weight in weights]), p))
+    chosen = kept(top_p, logits_of([weight / total for weight in weights]), p)
     if p == 1:
         assert chosen == list(range(len(weights)))
         return
@@ -116,14 +131,14 @@ def test_top_p_at_its_ends(weights):
     """Towards 0 one token stays, the lowest id of the likeliest; at 1 all stay."""
     logits = logits_of([float(weight) for weight in weights])
     for p in (0.0, 1e-30, 1e-6):
-        assert kept(top_p(logits, p)) == [weights.index(max(weights))]
-    assert kept(top_p(logits, 1.0)) == list(range(len(weights)))
+        assert kept(top_p, logits, p) == [weights.index(max(weights))]
+    assert kept(top_p, logits, 1.0) == list(range(len(weights)))
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 9))
 def test_top_k_takes_the_lower_id_on_a_tie(values, k):
     best = sorted(range(len(values)), key=lambda i: (-values[i], i))[: k or None]
-    assert kept(top_k(torch.tensor(values, dtype=torch.float32), k)) == sorted(best)
+    assert kept(top_k, fp32(values), k) == sorted(best)
 
 
 @given(weights, st.floats(0, 1))
@@ -131,22 +146,26 @@ def test_min_p_is_its_definition(weights, p):
     bound = p * max(weights)
     assume(all(abs(weight - bound) > 1e-4 * weight or weight == bound for weight in weights))
     expected = [i for i, weight in enumerate(weights) if weight >= bound]
-    assert kept(min_p(logits_of([float(weight) for weight in weights]), p)) == expected
+    assert kept(min_p, logits_of([float(weight) for weight in weights]), p) == expected
 
 
 @given(logit_lists, st.integers(0, 5), st.floats(0, 1), st.floats(0, 1))
-def test_filters_leave_kept_logits_and_their_input_alone(values, k, p, share):
-    logits = torch.tensor(values)
-    for after in (top_k(logits, k), top_p(logits, p), min_p(logits, share)):
+def test_filters_keep_something_in_order_and_leave_their_input_alone(values, k, p, share):
+    logits = fp32(values)
+    for keep, bound in ((top_k, k), (top_p, p), (min_p, share)):
+        some = kept(keep, logits, bound)
+        assert some and some == sorted(set(some))
         assert logits.tolist() == values
-        assert kept(after)
-        assert all(after[i] == logits[i] for i in kept(after))
+    sample(
+        logits, [0], SampleConfig(top_k=k, top_p=p, min_p=share, repetition_penalty=2), seeded(0)
+    )
+    assert logits.tolist() == values
 
 
 def test_penalty_by_hand():
     """Positive logits are divided, negative multiplied, once however often a token was seen."""
-    logits = torch.tensor([2.0, -2.0, 1.0, 0.0, -1.0])
-    seen = torch.tensor([0, 1, 0, 3, 0])
+    logits = fp32([2, -2, 1, 0, -1])
+    seen = [0, 1, 0, 3, 0]
     assert penalize(logits, seen, 2.0).tolist() == [1.0, -4.0, 1.0, 0.0, -1.0]
     assert penalize(logits, seen, 0.5).tolist() == [4.0, -1.0, 1.0, 0.0, -1.0]
     assert logits.tolist() == [2.0, -2.0, 1.0, 0.0, -1.0]
@@ -155,22 +174,23 @@ def test_penalty_by_hand():
 
 def test_penalty_turns_the_greedy_choice():
     config = SampleConfig(temperature=0, repetition_penalty=2.0)
-    logits, random = torch.tensor([3.0, 2.0, 1.0]), torch.Generator()
-    assert sample(logits, NONE_SEEN, config, random) == 0
-    assert sample(logits, torch.tensor([0]), config, random) == 1
+    logits = fp32([3, 2, 1])
+    assert sample(logits, NONE_SEEN, config, seeded(0)) == 0
+    assert sample(logits, np.array([0]), config, seeded(0)) == 1
+    assert probabilities(logits, [0], config).tolist() == [0, 1, 0]
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=300))
 def test_temperature_zero_takes_the_lowest_id_of_the_likeliest(values):
     config = SampleConfig(temperature=0, top_k=2, top_p=0.5)
-    choice = sample(torch.tensor(values, dtype=torch.float32), NONE_SEEN, config, torch.Generator())
+    choice = sample(fp32(values), NONE_SEEN, config, seeded(0))
     assert choice == values.index(max(values))
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-39, 1e-45])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-39, 1e-45, 1e-300])
 def test_a_tiny_temperature_is_nearly_zero(temperature):
     """Dividing by it must not overflow into nonsense."""
-    logits = torch.tensor([1.0, 60.0, 2.0, 59.0])
+    logits = fp32([1, 60, 2, 59])
     assert draws(logits, SampleConfig(temperature=temperature), 5) == [1] * 5
 
 
@@ -230,19 +250,18 @@ def test_a_removed_token_is_never_drawn(values, temperature, k, p, share, penalt
     config = SampleConfig(
         temperature=temperature, top_k=k, top_p=p, min_p=share, repetition_penalty=penalty
     )
-    logits, seen = torch.tensor(values), torch.tensor([0, 1])
-    allowed = kept(filtered(logits, seen, config))
-    random = torch.Generator().manual_seed(seed)
-    assert allowed
-    assert all(int(sample(logits, seen, config, random)) in allowed for _ in range(20))
+    logits, seen, random = fp32(values), np.array([0, 1]), seeded(seed)
+    likely = probabilities(logits, seen, config)
+    assert likely.sum() == pytest.approx(1) and likely.min() >= 0
+    assert all(likely[sample(logits, seen, config, random)] > 0 for _ in range(20))
 
 
 def test_the_same_seed_draws_the_same():
     """Whatever the global generator does; another seed draws something else."""
     logits, config = logits_of(FOUR), SampleConfig(temperature=1.0)
-    torch.manual_seed(1)
+    np.random.seed(1)
     first = draws(logits, config, 50, seed=7)
-    torch.manual_seed(2)
+    np.random.seed(2)
     assert draws(logits, config, 50, seed=7) == first
     assert draws(logits, config, 50, seed=8) != first
 
@@ -251,9 +270,58 @@ def test_a_draw_takes_one_number_whatever_the_filters():
     """So that turning a filter on does not shift the randomness of all later tokens."""
     states = []
     for settings in ({}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5, "temperature": 2.0}):
-        random = torch.Generator().manual_seed(0)
+        random = seeded(0)
         sample(logits_of(FOUR), NONE_SEEN, SampleConfig(**(PLAIN | settings)), random)
-        states.append(random.get_state())
-    assert all(torch.equal(state, states[0]) for state in states)
-    before = torch.Generator().manual_seed(0).get_state()
-    assert not torch.equal(states[0], before)
+        states.append(random.random())
+    assert len(set(states)) == 1
+    assert states[0] == seeded(0).random(2)[1] != seeded(0).random()
+
+
+def test_a_seed_means_the_same_everywhere():
+    """Oracle: the numbers of PCG64, and the ids they choose."""
+    assert seeded(7).random(3).tolist() == pytest.approx(SEVEN, abs=1e-15)
+    expected = [np.searchsorted(np.cumsum(FOUR), number) for number in SEVEN]
+    assert draws(logits_of(FOUR), SampleConfig(temperature=1.0), 3, seed=7) == expected
+
+
+@given(
+    values=st.lists(st.floats(-12, 8, width=32), min_size=1, max_size=700),
+    k=st.integers(0, 700),
+    p=st.floats(0, 1),
+    repeats=st.integers(1, 3),
+)
+def test_filters_that_sort_little_keep_what_sorting_all_would(values, k, p, repeats):
+    """By definition: the first k, and the first to reach p, ordered by logit and then by id."""
+    values = values * repeats  # ties
+    logits = fp32(values)
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    assert kept(top_k, logits, k) == sorted(order[: k or None])
+    weights = [math.exp(values[i] - max(values)) for i in order]
+    share = np.cumsum(weights) / math.fsum(weights)
+    assume(p == 1 or np.abs(share - p).min() > 1e-4)
+    fewest = len(order) if p == 1 else int(np.searchsorted(share, p)) + 1
+    assert kept(top_p, logits, p) == sorted(order[:fewest])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=1100), st.integers(0, 1 << 32))
+def test_a_draw_inverts_the_cumulative_sum(weights, seed):
+    """By its definition, over all of the blocks at once."""
+    assume(sum(weights))
+    at = seeded(seed).random() * sum(weights)
+    expected = next(i for i, total in enumerate(itertools.accumulate(weights)) if total > at)
+    assert draw(fp32(weights), seeded(seed)) == expected
+
+
+class _Highest:
+    """Draws the greatest number below 1, or 1 itself, which rounding may make of it."""
+
+    def __init__(self, number: float) -> None:
+        self.random = lambda: number
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53, 1.0])
+@pytest.mark.parametrize("size", [3, 256, 257, 1000])
+def test_a_weight_of_nothing_is_never_drawn_at_either_end(number, size):
+    weights = fp32([0, 0.1, *[0.3] * (size - 2), 0.7, 0, *[0] * size])
+    index = draw(weights, _Highest(number))  # pyright: ignore[reportArgumentType]
+    assert index == (1 if number == 0 else size)

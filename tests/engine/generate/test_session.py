@@ -8,6 +8,7 @@ import pytest
 from engine.config import SampleConfig
 from engine.errors import LimitError
 from engine.generate.decode import generate, prefill
+from engine.generate.reference import TorchDecoder
 from engine.generate.session import Session
 from engine.text.renderer import Renderer
 from tests.conftest import make_model
@@ -37,7 +38,7 @@ def chat(tokenizer, monkeypatch, renderer):
     def start(template: str = CHATML, settings: SampleConfig = GREEDY, **shape) -> Session:
         monkeypatch.setattr(tokenizer, "template", template)
         model = make_model(**({"max_seq_len": 512} | shape))
-        return Session(model, tokenizer, settings, renderer)
+        return Session(TorchDecoder(model), tokenizer, settings, renderer)
 
     return start
 
@@ -50,9 +51,10 @@ def ask(session: Session, text: str, seed: int = 0) -> list[int]:
 def from_nothing(session: Session, seed: int = 0) -> list[int]:
     """Answer the same messages with a new cache."""
     ids = session.prompt().ids
-    start = prefill(session.model, ids, session.context)
+    decoder = session.decoder
+    start = prefill(decoder, ids, decoder.cache(session.context))
     settings = dataclasses.replace(session.settings, max_tokens=session.settings.max_tokens)
-    return [t.id for t in generate(session.model, session.tokenizer, start, settings, seed=seed)]
+    return [t.id for t in generate(decoder, session.tokenizer, start, settings, seed=seed)]
 
 
 @pytest.mark.parametrize("template", [CHATML, FORGETFUL], ids=["chatml", "forgetful"])

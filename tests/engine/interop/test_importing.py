@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from engine import files, manifest
-from engine.checkpoint import load_model, sample_defaults
+from engine.checkpoint import load_model
 from engine.config import TokenizerConfig
 from engine.errors import CheckpointError, RecipeError, ResourceError
 from engine.files import sha256
@@ -24,6 +24,7 @@ from engine.interop.exporting import to_gguf
 from engine.interop.importing import Progress, bring_in, check_free
 from engine.interop.source import open_source
 from engine.manifest import read_manifest
+from engine.sampling_defaults import sample_defaults
 from engine.text.tokenizer import learn
 from engine.weights import Weights
 from tests.conftest import TEXT, command_environment, make_model

@@ -20,6 +20,7 @@ from engine.checkpoint import load_model
 from engine.config import SampleConfig
 from engine.errors import ResourceError
 from engine.generate.decode import generate, prefill
+from engine.generate.reference import TorchDecoder
 from engine.interop.exporting import to_gguf
 from engine.interop.hub import fetch
 from engine.interop.importing import bring_in
@@ -92,9 +93,10 @@ def nll(model, tokens: list[int]) -> torch.Tensor:
 
 
 def greedy(real: Real, prompt: str, count: int) -> str:
-    start = prefill(real.model, real.tokenizer.prompt(prompt.encode()), 200)
+    decoder = TorchDecoder(real.model)
+    start = prefill(decoder, real.tokenizer.prompt(prompt.encode()), decoder.cache(200))
     settings = SampleConfig(temperature=0, max_tokens=count)
-    return "".join(t.text for t in generate(real.model, real.tokenizer, start, settings, seed=0))
+    return "".join(t.text for t in generate(decoder, real.tokenizer, start, settings, seed=0))
 
 
 def test_smollm2_is_who_it_says(smollm2):
