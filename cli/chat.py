@@ -119,6 +119,7 @@ class Chat:
         if self.as_json:
             answer = self.session.messages[-1]["content"]
             facts = {"text": answer, "tokens": len(tokens), "reused_tokens": self.session.reused}
+            facts |= {"prefix_tokens": self.session.restored}
             emit_json("chat", facts | {"finish_reason": reason, "seed": self.seed - 1})
             return
         emit("")

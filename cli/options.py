@@ -81,6 +81,17 @@ def byte_count(text: str, option: str) -> int:
     return round(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))
 
 
+def prefix_room(wanted: bool, size: str | None) -> int | None:
+    """Return how many bytes kept prompts may take; None if none are. Raises: RecipeError."""
+    from engine.generate.prefixes import LIMIT
+
+    if size is None:
+        return LIMIT if wanted else None
+    if not wanted:
+        raise RecipeError("--prefix-cache-size bounds what --prefix-cache keeps; add that")
+    return byte_count(size, "--prefix-cache-size")
+
+
 def token_places():  # -> Places, imported late
     """Return where tokenizers are looked for; the environment is read here and nowhere else."""
     from engine.text.counting import Places

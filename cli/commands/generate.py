@@ -6,7 +6,18 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from cli.options import Device, Dtype, Json, Kernels, KeysValues, Model, Quiet, Variables
+from cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Kernels,
+    KeysValues,
+    Model,
+    PrefixCache,
+    PrefixCacheSize,
+    Quiet,
+    Variables,
+)
 
 Overflow = Literal["error", "left", "middle", "right"]
 
@@ -66,6 +77,8 @@ def generate(
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
     kv: KeysValues = "auto",
+    prefix_cache: PrefixCache = False,
+    prefix_cache_size: PrefixCacheSize = None,
 ) -> None:
     """Continue a prompt, or answer it, with a model.
 
@@ -82,7 +95,7 @@ def generate(
     """
     from cli.generation import Request, answer
     from cli.generation import show_prompt as show
-    from cli.options import read_input, template_variables, the_model
+    from cli.options import prefix_room, read_input, template_variables, the_model
     from engine.errors import RecipeError
 
     wishes = {
@@ -124,6 +137,7 @@ def generate(
         number=number,
         on_overflow=on_overflow,
         how={"device": device, "dtype": dtype, "kernels": kernels, "kv": kv},
+        prefix_room=prefix_room(prefix_cache, prefix_cache_size),
     )
     if show_prompt:
         show(request, as_json=as_json)
