@@ -13,6 +13,7 @@ from engine.errors import RecipeError
 from engine.generate.blocks import chain, write
 from engine.generate.prefix_folder import entries, note, place
 from tests.cli.test_errors import failed
+from tests.engine.interop.folders import imported, write_folder
 
 
 @pytest.fixture
@@ -115,3 +116,71 @@ def test_sizes_and_times(run):
                 read(text, "--x")
     failed(run("cache", "gc"), 2, "--max-size 1GB")
     failed(run("cache", "gc", "--older-than", "soon"), 2, "--older-than soon")
+
+
+@pytest.fixture(scope="module")
+def place_of_models(tmp_path_factory, tokenizer):
+    """A folder with checkpoints/tiny."""
+    folder = tmp_path_factory.mktemp("models")
+    write_folder(folder / "source", tokenizer, max_seq_len=2048)
+    imported(folder / "source", folder / "checkpoints" / "tiny")
+    return folder
+
+
+GREEDY = ["--temperature", 0, "--max-tokens", 5, "--seed", 1]
+TEXT = " ".join(f"word {number}" for number in range(150))
+
+
+def test_generate_reads_a_prompt_once(run, tmp_path, place_of_models):
+    def call(text, *words):
+        return run("generate", text, "-m", "tiny", *GREEDY, *words, cwd=place_of_models)
+
+    kept = place(tmp_path / "cache" / "lm-workbench")
+    plain = call(TEXT)
+    assert plain.code == 0 and not kept.exists() and "from cache" not in plain.err
+    first, second = call(TEXT, "--prefix-cache"), call(TEXT, "--prefix-cache")
+    assert plain.out == first.out == second.out
+    assert "from cache" not in first.err and list(entries(kept))
+    facts = json.loads(call(TEXT + " and more", "--prefix-cache", "--json").out)
+    assert facts["prefix_tokens"] > 0 == facts["prefix_tokens"] % 64
+    total = json.loads(call(TEXT, "--json").out)["prompt_tokens"]
+    assert f"prefix {facts['prefix_tokens']:,} of {total:,} tok from cache" in second.err
+    several = call(TEXT, "--prefix-cache", "-n", 2)
+    assert several.out == plain.out * 2
+    assert run("cache", "ls").out.splitlines()[1].startswith("checkpoints/tiny")
+
+    victim = min(entries(kept), key=lambda entry: -entry.used)  # the first of the prompt
+    victim.path.write_bytes(victim.path.read_bytes()[:-1] + b"?")
+    assert run("cache", "verify").code == 7
+    told = call(TEXT, "--prefix-cache")
+    assert told.out == plain.out and "is damaged and computed again" in told.err
+    assert run("cache", "verify").code == 0
+
+
+def test_room_is_bounded(run, tmp_path, place_of_models):
+    words = ["generate", TEXT, "-m", "tiny", *GREEDY]
+    failed(run(*words, "--prefix-cache-size", "1GB", cwd=place_of_models), 2, "add that")
+    failed(run(*words, "--prefix-cache", "--prefix-cache-size", "x", cwd=place_of_models), 2, "500")
+    assert run(*words, "--prefix-cache", "--prefix-cache-size", "0", cwd=place_of_models).code == 0
+    assert not list(entries(place(tmp_path / "cache" / "lm-workbench")))
+
+
+def test_a_conversation_is_read_once(run, place_of_models):
+    def call(*words):
+        talk = ["chat", "-m", "tiny", *GREEDY, "--json", "--system", TEXT]
+        return run(*talk, *words, stdin=b"hello\nagain\n", cwd=place_of_models)
+
+    plain, first, second = call(), call("--prefix-cache"), call("--prefix-cache")
+    rows = [[json.loads(line) for line in r.out.splitlines()] for r in (plain, first, second)]
+    assert [[row["text"] for row in answers] for answers in rows] == [
+        [row["text"] for row in rows[0]]
+    ] * 3
+    assert [answers[0]["prefix_tokens"] > 0 for answers in rows] == [False, False, True]
+
+
+def test_a_model_with_windows_says_so_and_answers(run, tmp_path, tokenizer):
+    write_folder(tmp_path / "source", tokenizer, max_seq_len=2048, sliding_window=40)
+    imported(tmp_path / "source", tmp_path / "checkpoints" / "windowed")
+    words = ["generate", TEXT, "-m", "windowed", *GREEDY]
+    plain, kept = run(*words), run(*words, "--prefix-cache")
+    assert kept.code == 0 and kept.out == plain.out and kept.err.count("no prefix cache") == 1

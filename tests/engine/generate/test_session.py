@@ -135,7 +135,7 @@ def test_a_conversation_begins_with_what_another_had_read(chat, tmp_path):
 
 
 def test_where_bits_do_not_depend_on_cuts_every_turn_is_kept(chat, tmp_path, monkeypatch):
-    """As with our own C: the next conversation also finds the answers, and what was said to them."""
+    """As with our own C: the next conversation finds the answers too."""
     monkeypatch.setattr(TorchDecoder, "grid", 1)
     session = chat(max_seq_len=2048)
     session.decoder.identity, session.prefixes = "tiny", Prefixes(tmp_path)
