@@ -10,6 +10,7 @@ import typer
 
 from cli.commands import (
     bench,
+    cache,
     chat,
     count_tokens,
     data,
@@ -68,6 +69,7 @@ for _name, _function in COMMANDS.items():
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
+app.add_typer(cache.app, name="cache")
 
 
 def _version(wanted: bool) -> None:

@@ -22,6 +22,7 @@ COMMANDS = (
         ["doctor"],
     ),
     *(["bench"], ["bench", "compare"]),
+    *(["cache"], ["cache", "ls"], ["cache", "gc"], ["cache", "verify"]),
 )
 
 
