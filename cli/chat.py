@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cli.drafting import as_fields, as_words
 from cli.render import emit, emit_json, say
 from engine.config import SampleConfig
 from engine.errors import DataError, EngineError, RecipeError, ResourceError
@@ -119,6 +120,9 @@ class Chat:
         if self.as_json:
             answer = self.session.messages[-1]["content"]
             facts = {"text": answer, "tokens": len(tokens), "reused_tokens": self.session.reused}
+            if guesser := self.session.guesser:
+                facts["draft"] = as_fields(guesser.pace.report(guesser.name))
+            facts |= {"prefix_tokens": self.session.restored}
             emit_json("chat", facts | {"finish_reason": reason, "seed": self.seed - 1})
             return
         emit("")
@@ -133,6 +137,8 @@ class Chat:
             f"[{len(tokens):,} tok{speed}, first {first:.2f} s · {reason} · {self.budget()}]",
             self.quiet,
         )
+        if guesser := self.session.guesser:
+            say(f"[{as_words(guesser.pace.report(guesser.name))}]", self.quiet)
 
     def _reset(self, _: str) -> None:
         kept = [m for m in self.session.messages[:1] if m["role"] == "system"]

@@ -7,19 +7,24 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cli.chat import Chat, read_messages, typed_lines
+from cli.drafting import as_fields, as_words, make_guesser
 from cli.options import cache_folder
 from cli.render import emit, emit_json, say
 from engine.adapter_config import holder
 from engine.config import SampleConfig
-from engine.errors import CheckpointError, DataError
+from engine.errors import CheckpointError, DataError, RecipeError
 from engine.generate.decode import fit_prompt, generate, prefill
 from engine.generate.decoder import Decoder
 from engine.generate.load import load_decoder
+from engine.generate.prefix_folder import place
+from engine.generate.prefixes import Prefixes
 from engine.generate.session import ANSWER, Session
+from engine.generate.speculate import Guesser
 from engine.generate.writer import Token
 from engine.peak import peak_memory
 from engine.sampling_defaults import sample_defaults
@@ -44,6 +49,9 @@ class Request:
     number: int
     on_overflow: str
     how: dict[str, str]  # it is computed: device, dtype, kernels, kv
+    draft: str | None = None  # what guesses ahead
+    draft_tokens: int | None = None
+    prefix_room: int | None = None  # bytes on disk for prompts that were read; None: not kept
 
 
 def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
@@ -53,7 +61,9 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     """
     if request.messages is not None:
         check_template(request.folder)
-    decoder, tokenizer = load_for(request.folder, **request.how)
+    decoder, tokenizer, guesser = _load_both(
+        request.folder, request.how, request.draft, request.draft_tokens
+    )
     rendered = read_prompt(request, tokenizer)
     warn(rendered, request.messages or [], tokenizer, quiet)
     whole = rendered.ids
@@ -64,12 +74,17 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
 
     began = time.perf_counter()
     room, several = len(prompt) + settings.max_tokens, request.number > 1
-    start = prefill(decoder, prompt, decoder.cache(room, rows=1 + several))
-    read = time.perf_counter()
+    cache = decoder.cache(room, rows=1 + several)
+    prefixes = open_prefixes(request.folder, request.prefix_room, quiet)
+    restored = prefixes.restore(decoder, cache, 0, prompt) if prefixes else 0
+    loaded = time.perf_counter()
+    start = prefill(decoder, prompt, cache)
+    reading = time.perf_counter() - loaded
     facts = {
         "model": str(request.folder),
         "prompt_tokens": len(prompt),
         "cut_prompt_tokens": cut,
+        "prefix_tokens": restored,
         "settings": dataclasses.asdict(settings),
     }
     tokens: list[Token] = []
@@ -85,14 +100,31 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
             seed=seed + index,
             stops=request.stops,
             logprobs=request.logprobs,
+            guesser=guesser,
         )
         tokens = list(stream) if as_json else _write(stream)
         first = first or (tokens[0].time if tokens else None)
         if as_json:
-            emit_json("generate", facts | {"seed": seed + index} | _result(tokens, tokenizer))
+            result = _result(tokens, tokenizer) | _guessing(guesser)
+            emit_json("generate", facts | {"seed": seed + index} | result)
     waited = None if first is None else first - began
-    stats = _stats(tokens, len(prompt), read - began, waited)
+    stats = _stats(tokens, len(prompt) - restored, reading, waited)
+    if restored:
+        stats = f"prefix {restored:,} of {len(prompt):,} tok from cache · {stats}"
     say(f"{stats} · {decoder.name} · seed {seed}", quiet)
+    if guesser:
+        say(as_words(guesser.pace.report(guesser.name)), quiet)
+    if prefixes:
+        prefixes.store(decoder, cache, 0, prompt)
+
+
+def open_prefixes(folder: Path, room: int | None, quiet: bool) -> Prefixes | None:
+    """Open the prefix cache for a checkpoint, unless there is to be none."""
+    if room is None:
+        return None
+    return Prefixes(
+        place(cache_folder()), limit=room, name=str(folder), tell=lambda text: say(text, quiet)
+    )
 
 
 def read_prompt(request: Request, tokenizer: Tokenizer) -> Rendered:
@@ -152,11 +184,24 @@ def load_for(
     dtype: str = "auto",
     kernels: str = "auto",
     kv: str = "auto",
+    layers: int = 0,
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model to generate with, as every command does."""
-    return load_decoder(
-        folder, device=device, dtype=dtype, kernels=kernels, kv=kv, cache=cache_folder()
-    )
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "kernels": kernels, "kv": kv}
+    return load_decoder(folder, **how, cache=cache_folder(), layers=layers)
+
+
+def _load_both(
+    folder: Path, how: dict[str, Any], draft: str | None, most: int | None
+) -> tuple[Decoder, Tokenizer, Guesser | None]:
+    """Load a model and what guesses ahead of it, if anything."""
+    if most and not draft:
+        raise RecipeError("--draft-tokens counts the guesses of --draft; add --draft lookup")
+    decoder, tokenizer = load_for(folder, **how)
+    if not draft:
+        return decoder, tokenizer, None
+    load = partial(load_for, **how)
+    return decoder, tokenizer, make_guesser(draft, most, folder, decoder, tokenizer, load)
 
 
 def check_template(folder: Path) -> None:
@@ -177,6 +222,9 @@ def open_chat(
     wishes: dict[str, Any],
     seed: int | None,
     how: dict[str, str],
+    draft: str | None,
+    draft_tokens: int | None,
+    prefix_room: int | None = None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -189,9 +237,12 @@ def open_chat(
     if system:
         before = [{"role": "system", "content": system}, *before]
     with Renderer() as renderer:  # starts while the model loads
-        decoder, tokenizer = load_for(folder, **how)
+        decoder, tokenizer, guesser = _load_both(folder, how, draft, draft_tokens)
         settings = dataclasses.replace(sample_defaults(folder), **{"max_tokens": 0} | wishes)
-        session = Session(decoder, tokenizer, settings, renderer, before, variables)
+        prefixes = open_prefixes(folder, prefix_room, quiet)
+        session = Session(
+            decoder, tokenizer, settings, renderer, before, variables, guesser, prefixes
+        )
         seed = secrets.randbelow(1 << 31) if seed is None else seed
         talk = Chat(session, seed, as_json, quiet)
         with suppress(DataError):  # it works, whether or not it likes this
@@ -235,6 +286,10 @@ def _result(tokens: list[Token], tokenizer: Tokenizer) -> dict[str, Any]:
             for token in tokens
         ]
     return result
+
+
+def _guessing(guesser: Guesser | None) -> dict[str, Any]:
+    return {"draft": as_fields(guesser.pace.report(guesser.name))} if guesser else {}
 
 
 def _piece(token_id: int, tokenizer: Tokenizer) -> str:

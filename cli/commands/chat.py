@@ -5,7 +5,20 @@ from typing import Annotated, Optional
 
 import typer
 
-from cli.options import Device, Dtype, Json, Kernels, KeysValues, Model, Quiet, Variables
+from cli.options import (
+    Device,
+    Drafts,
+    DraftTokens,
+    Dtype,
+    Json,
+    Kernels,
+    KeysValues,
+    Model,
+    PrefixCache,
+    PrefixCacheSize,
+    Quiet,
+    Variables,
+)
 
 
 def chat(
@@ -37,6 +50,10 @@ def chat(
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
     kv: KeysValues = "auto",
+    draft: Drafts = None,
+    draft_tokens: DraftTokens = None,
+    prefix_cache: PrefixCache = False,
+    prefix_cache_size: PrefixCacheSize = None,
 ) -> None:
     """Talk to a model that has a chat template.
 
@@ -50,7 +67,7 @@ def chat(
     echo "What is the capital of France?" | lm chat -m smollm2
     """
     from cli.generation import open_chat
-    from cli.options import template_variables, the_model
+    from cli.options import prefix_room, template_variables, the_model
 
     wishes = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens}
     open_chat(
@@ -61,6 +78,9 @@ def chat(
         wishes={name: value for name, value in wishes.items() if value is not None},
         seed=seed,
         how={"device": device, "dtype": dtype, "kernels": kernels, "kv": kv},
+        draft=draft,
+        draft_tokens=draft_tokens,
+        prefix_room=prefix_room(prefix_cache, prefix_cache_size),
         as_json=as_json,
         quiet=quiet,
     )

@@ -6,7 +6,20 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from cli.options import Device, Dtype, Json, Kernels, KeysValues, Model, Quiet, Variables
+from cli.options import (
+    Device,
+    Drafts,
+    DraftTokens,
+    Dtype,
+    Json,
+    Kernels,
+    KeysValues,
+    Model,
+    PrefixCache,
+    PrefixCacheSize,
+    Quiet,
+    Variables,
+)
 
 Overflow = Literal["error", "left", "middle", "right"]
 
@@ -69,6 +82,10 @@ def generate(
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
     kv: KeysValues = "auto",
+    draft: Drafts = None,
+    draft_tokens: DraftTokens = None,
+    prefix_cache: PrefixCache = False,
+    prefix_cache_size: PrefixCacheSize = None,
 ) -> None:
     """Continue a prompt, or answer it, with a model.
 
@@ -86,7 +103,7 @@ def generate(
     """
     from cli.generation import Request, answer
     from cli.generation import show_prompt as show
-    from cli.options import read_input, template_variables, the_model
+    from cli.options import prefix_room, read_input, template_variables, the_model
     from engine.errors import RecipeError
 
     wishes = {
@@ -130,6 +147,9 @@ def generate(
         number=number,
         on_overflow=on_overflow,
         how={"device": device, "dtype": dtype, "kernels": kernels, "kv": kv},
+        draft=draft,
+        draft_tokens=draft_tokens,
+        prefix_room=prefix_room(prefix_cache, prefix_cache_size),
     )
     if show_prompt:
         show(request, as_json=as_json)

@@ -103,11 +103,10 @@ def memory(folder: str, dtype: str, depth: int, new: int) -> dict:
 
 def share(folder: str, dtype: str, new: int, repeats: int) -> dict:
     """Time decoding, and plain reads of as many bytes, in turn."""
-    from engine.matrices import read_matrices
-    from engine.quantize import Matrix
-
     from engine.hardware import use_threads
     from engine.machine import memory_bandwidth
+    from engine.matrices import read_matrices
+    from engine.quantize import Matrix
 
     decoder, tokenizer = load(folder, dtype)
     tokenizer.ends = frozenset()

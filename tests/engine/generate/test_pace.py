@@ -107,4 +107,9 @@ def test_the_report_by_hand():
     assert report.expected == pytest.approx(31 / 12.8)
     assert report.real == pytest.approx(31 / 12.8)
     empty = Pace().report("lookup")
-    assert (empty.tokens, empty.expected, empty.real, empty.accepted_per_forward) == (0, None, None, 0)
+    assert (empty.tokens, empty.expected, empty.real, empty.accepted_per_forward) == (
+        0,
+        None,
+        None,
+        0,
+    )

@@ -7,15 +7,24 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from engine.config import ModelConfig, SampleConfig
+from engine.config import ModelConfig, SampleConfig, TokenizerConfig
 from engine.errors import CheckpointError
 from engine.generate import speculate as module
+from engine.generate.decode import generate, prefill
 from engine.generate.decoder import Run
 from engine.generate.pace import Pace
 from engine.generate.reference import TorchDecoder, first_layers
 from engine.generate.sampler import probabilities, sample
-from engine.generate.speculate import Draft, Guess, PromptLookup, accept, speculate
-from tests.conftest import make_model
+from engine.generate.speculate import (
+    Draft,
+    Guess,
+    PromptLookup,
+    accept,
+    check_vocabulary,
+    speculate,
+)
+from engine.text.tokenizer import learn
+from tests.conftest import TEXT, make_model
 
 GREEDY = SampleConfig(temperature=0, max_tokens=40)
 
@@ -152,7 +161,7 @@ def exact(table: Table, prompt, config) -> dict[tuple[int, ...], float]:
 
 
 def chi_square(found: list[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
-    """χ² in units of its upper 0.1 % point (Wilson and Hilferty 1931); rare answers are one cell."""
+    """χ² in units of its upper 0.1 % point (Wilson, Hilferty 1931); rare answers make one cell."""
     assert set(found) <= set(expected)
     counts, cells, rest = Counter(found), [], [0.0, 0.0]
     for answer, likely in expected.items():
@@ -270,10 +279,10 @@ def test_greedy_ids_are_those_of_plain_decoding(changes):
     decoder = TorchDecoder(make_model(3, **changes))
     small = TorchDecoder(make_model(4, n_layers=1, d_model=16, vocab_size=448))
     random, accepted = np.random.default_rng(0), {}
-    for number in range(12):
+    for number in range(8):
         prompt = random.integers(0, 400, random.integers(1, 9)).tolist() * random.integers(1, 4)
         penalty = (1.0, 1.3)[number % 2]
-        config = SampleConfig(temperature=0, max_tokens=40, repetition_penalty=penalty)
+        config = SampleConfig(temperature=0, max_tokens=30, repetition_penalty=penalty)
         expected = plain(decoder, prompt, config)
         guessers = {
             "lookup": PromptLookup(2),
@@ -286,7 +295,7 @@ def test_greedy_ids_are_those_of_plain_decoding(changes):
             assert said(decoder, prompt, config, always(guesser, 5)) == expected
             accepted[name] = accepted.get(name, 0) + guesser.pace.report(name).accepted
     assert accepted["itself"] > accepted["half"] > 0
-    assert changes or accepted["lookup"] > 20
+    assert changes or accepted["lookup"] > 10
 
 
 @pytest.mark.parametrize("name", GUESSERS)
@@ -358,9 +367,7 @@ def test_the_clock_does_not_change_what_a_draft_leads_to(monkeypatch):
     config, seconds = SampleConfig(temperature=1.0, max_tokens=120), itertools.count()
     expected = said(TARGET, PROMPT, config, Draft(Table(seed=2)))
     random = np.random.default_rng(0)
-    monkeypatch.setattr(
-        module.time, "perf_counter", lambda: next(seconds) + 0.9 * random.random()
-    )
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(seconds) + 0.9 * random.random())
     assert said(TARGET, PROMPT, config, Draft(Table(seed=2))) == expected
 
 
@@ -452,8 +459,86 @@ def test_first_layers_share_weights_and_are_those_of_a_smaller_model():
     assert two.blocks[1].mlp.up_proj.weight is model.blocks[1].mlp.up_proj.weight
     fresh = make_model(9, n_layers=2, tie_embeddings=True)
     fresh.load_state_dict({k: v for k, v in model.state_dict().items() if "blocks.2" not in k})
-    logits = [TorchDecoder(m).forward(TorchDecoder(m).cache(9), [Run(0, [1, 5, 7])]) for m in (two, fresh)]
+    logits = [
+        TorchDecoder(m).forward(TorchDecoder(m).cache(9), [Run(0, [1, 5, 7])]) for m in (two, fresh)
+    ]
     assert np.array_equal(*logits)
     for count in (0, 4):
         with pytest.raises(ValueError, match="3 layers"):
             first_layers(model, count)
+
+
+def answers(decoder, tokenizer, prompt, config, guesser, **options) -> list[tuple]:
+    """What `generate` yields, but for the time."""
+    start = prefill(decoder, prompt, decoder.cache(len(prompt) + config.max_tokens))
+    stream = generate(decoder, tokenizer, start, config, seed=1, guesser=guesser, **options)
+    tokens = list(stream)
+    assert start.cache.lengths[0] == len(prompt) + len(tokens) - 1
+    return [(t.id, t.text, t.finish_reason, t.logprob, t.top) for t in tokens]
+
+
+def guessers_of(decoder) -> list:
+    half = Draft(TorchDecoder(first_layers(decoder.model, 1)))
+    return [always(PromptLookup(1), 7), always(Draft(decoder), 7), always(half, 4), Draft(decoder)]
+
+
+def test_generating_with_guesses_yields_the_same_tokens(tokenizer):
+    """Ended by length, by stop strings and by the end token, inside of guesses and between them."""
+    reasons = set()
+    for seed in range(5):
+        decoder = TorchDecoder(make_model(seed))
+        prompt, config = [5, 17, 300, 17, 300], SampleConfig(temperature=0, max_tokens=25)
+        whole = answers(decoder, tokenizer, prompt, config, None)
+        text = "".join(token[1] for token in whole)
+        for stops in ([], [text[4:6]], [text[9:11], text[13:14]]):
+            expected = answers(decoder, tokenizer, prompt, config, None, stops=stops, logprobs=2)
+            reasons.add(expected[-1][2])
+            for guesser in guessers_of(decoder):
+                found = answers(
+                    decoder, tokenizer, prompt, config, guesser, stops=stops, logprobs=2
+                )
+                assert [token[:3] for token in found] == [token[:3] for token in expected]
+                logprobs = [token[3] for token in found]
+                assert logprobs == pytest.approx([token[3] for token in expected], abs=1e-4)
+    assert {"stop", "length"} <= reasons
+
+
+@pytest.mark.parametrize("place", range(1, 12))
+def test_an_end_token_inside_right_guesses_ends_the_answer(place, tokenizer, monkeypatch):
+    decoder = TorchDecoder(make_model(0))
+    prompt, config = [5, 17, 300, 17, 300], SampleConfig(temperature=0, max_tokens=25)
+    end = answers(decoder, tokenizer, prompt, config, None)[place][0]
+    monkeypatch.setattr(tokenizer, "ends", frozenset([end]))
+    expected = answers(decoder, tokenizer, prompt, config, None)
+    assert expected[-1][2] == "end"
+    for guesser in guessers_of(decoder):
+        assert answers(decoder, tokenizer, prompt, config, guesser) == expected
+
+
+def test_nothing_asked_nothing_guessed(tokenizer):
+    decoder = TorchDecoder(make_model(0))
+    start = prefill(decoder, [1, 2], decoder.cache(2))
+    config = SampleConfig(max_tokens=0)
+    assert not list(generate(decoder, tokenizer, start, config, seed=0, guesser=PromptLookup()))
+
+
+def test_two_answers_at_once_by_one_guesser_are_right(tokenizer):
+    """It then guesses badly, but what is said does not change."""
+    decoder = TorchDecoder(make_model(3))
+    prompts = [[5, 17, 300, 17, 300], [9, 9, 9]]
+    for guesser in guessers_of(decoder):
+        streams = []
+        for prompt in prompts:
+            start = prefill(decoder, prompt, decoder.cache(60))
+            streams.append(generate(decoder, tokenizer, start, GREEDY, seed=0, guesser=guesser))
+        both = list(itertools.zip_longest(*streams))
+        for prompt, tokens in zip(prompts, zip(*both, strict=True), strict=True):
+            ids = [token.id for token in tokens if token]
+            assert ids == plain(decoder, prompt, GREEDY)[: len(ids)]
+
+
+def test_a_vocabulary_of_the_same_size_may_be_another(tokenizer):
+    other = learn([TEXT[::-1]], TokenizerConfig(vocab_size=400))
+    check_vocabulary(tokenizer, tokenizer, "small")
+    with pytest.raises(CheckpointError, match=r"--draft small: .*vocabulary.*400 tokens.*lookup"):
+        check_vocabulary(tokenizer, other, "small")
