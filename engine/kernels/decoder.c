@@ -19,7 +19,7 @@ static int thread(void) { return 0; }
 #endif
 
 enum { BLOCK = 64, VECS = BLOCK / LANES, TILE = 16 };       /* TILE: queries that share a key */
-enum { PANELS = GROUP / LANES, MLP_TOKENS = 64 };           /* of what one piece of work takes */
+enum { PANELS = GROUP / LANES, MLP_TOKENS = 64, TALL = 4 }; /* of what one piece of work takes */
 enum { SWIGLU, GEGLU, GEGLU_TANH, GELU, GELU_TANH, RELU2 };
 static const float NEVER = -1e30f;  /* the score of a key that may not be seen */
 
