@@ -43,12 +43,13 @@ void round_token(const tokens *x, long t) {
 
 INLINE int32_t word(const int8_t *p) { int32_t w; memcpy(&w, p, 4); return w; }
 
-/* 16 · P rows of int8 × N tokens from token t on: y[p][n]. */
+/* 16 · P rows of int8, whose groups of 64 have a scale a row, × N tokens from token t on: y[p][n]. */
 INLINE void tile_bytes(const int P, const int N, const matrix *m, const uint8_t *w, long panel,
-                       const tokens *x, long t, vec y[WIDE][MANY]) {
+                       const uint16_t *scale, long scale_panel, const tokens *x, long t,
+                       vec y[WIDE][MANY]) {
     long steps = up(m->columns, 4), groups = up(steps, STEPS), per_token = x->width / GROUP;
     const int8_t *bytes = x->bytes + t * x->width;
-    for (long g = 0; g < groups; g++, w += STEPS * STEP, bytes += GROUP) {
+    for (long g = 0; g < groups; g++, w += STEPS * STEP, scale += LANES, bytes += GROUP) {
         ivec acc[WIDE][MANY];
         EACH(n, N) {
             const int32_t *s = x->sums + 2 * ((t + n) * per_token + g);
@@ -61,9 +62,9 @@ INLINE void tile_bytes(const int P, const int N, const matrix *m, const uint8_t 
                 EACH(n, N)
                     acc[p][n] = dot(acc[p][n], q, word(bytes + n * x->width + 4 * s));
             }
-        EACH(n, N) {
-            float by = x->scale[(t + n) * per_token + g];
-            EACH(p, P) y[p][n] += to_float(acc[p][n]) * by;
+        EACH(p, P) {
+            vec by = load_half(scale + p * scale_panel);
+            EACH(n, N) y[p][n] += to_float(acc[p][n]) * (by * x->scale[(t + n) * per_token + g]);
         }
     }
 }
@@ -148,17 +149,10 @@ INLINE void tile_panels(const int format, const int P, const int N, const matrix
     vec sums[WIDE][MANY];
     EACH(p, P)
         EACH(n, N) sums[p][n] = all(0);
-    if (format == BYTES) {
-        tile_bytes(P, N, m, w, panel, x, t, sums);
-        EACH(p, P) {
-            vec by = load((const float *)m->scale + (unit + p) * LANES);
-            EACH(n, N) sums[p][n] *= by;
-        }
-    } else {
-        long scales = up(m->columns, HALF) * 2 * LANES;
-        tile_nibbles(P, N, m, w, panel, (const uint16_t *)m->scale + unit * scales, scales, x, t,
-                     sums);
-    }
+    long scales = LANES * (format == BYTES ? up(m->columns, GROUP) : 2 * up(m->columns, HALF));
+    const uint16_t *scale = (const uint16_t *)m->scale + unit * scales;
+    if (format == BYTES) tile_bytes(P, N, m, w, panel, scale, scales, x, t, sums);
+    else tile_nibbles(P, N, m, w, panel, scale, scales, x, t, sums);
     EACH(p, P) {
         long row = (unit + p) * LANES, left = m->rows - row;
         EACH(n, N)
@@ -215,8 +209,9 @@ void look_up(const matrix *m, long row, float *to) {
     const uint8_t *bytes = (const uint8_t *)m->data;
     if (m->format == BYTES) {
         const uint8_t *w = bytes + panel * up(K, 4) * STEP + lane * 4;
+        const uint16_t *s = (const uint16_t *)m->scale + panel * up(K, GROUP) * LANES + lane;
         for (long k = 0; k < K; k++)
-            to[k] = (w[k / 4 * STEP + k % 4] - 128) * ((const float *)m->scale)[row];
+            to[k] = (w[k / 4 * STEP + k % 4] - 128) * from_half(s[k / GROUP * LANES]);
     } else if (m->format == NIBBLES) {
         const uint8_t *w = bytes + panel * up(K, HALF) * 4 * STEP + lane * 4;
         const uint16_t *s = (const uint16_t *)m->scale + panel * up(K, HALF) * 2 * LANES;
