@@ -76,6 +76,8 @@ class WindowLayer:
 
         Raises: ValueError if keys that a query at `length` needs were already dropped.
         """
+        if length == 0:
+            self.first = 0  # nothing is needed of what was
         window = self.keep - self.SLACK + 1
         if self.first > max(0, length - window + 1):
             raise ValueError(f"cannot rewind to {length}: keys before {self.first} are gone")
