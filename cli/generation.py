@@ -105,12 +105,8 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
         tokens = list(stream) if as_json else _write(stream)
         first = first or (tokens[0].time if tokens else None)
         if as_json:
-<<<<<<< HEAD
-            result = _result(tokens, tokenizer) | _guessing(guesser)
+            result = result_of(tokens, tokenizer) | _guessing(guesser)
             emit_json("generate", facts | {"seed": seed + index} | result)
-=======
-            emit_json("generate", facts | {"seed": seed + index} | result_of(tokens, tokenizer))
->>>>>>> s7-batch
     waited = None if first is None else first - began
     stats = _stats(tokens, len(prompt) - restored, reading, waited)
     if restored:

@@ -112,7 +112,9 @@ def test_the_sanitizers_find_nothing(kernels, tmp_path):
         "-fno-sanitize-recover=all",
     ]
     flags[flags.index("-O3")] = "-O1"
-    subprocess.run([compiler, *flags, "-shared", *map(str, SOURCES), "-o", str(library), "-lm"], check=True)
+    subprocess.run(
+        [compiler, *flags, "-shared", *map(str, SOURCES), "-o", str(library), "-lm"], check=True
+    )
     asan = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -44,7 +44,9 @@ def test_the_sanitizers_find_nothing(library, march, tmp_path):
     flags = [f"-march={march}" if flag == "-march=native" else flag for flag in COMMON]
     flags += ["-O1", "-g", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags += ["-fno-sanitize=alignment"]  # numbers are loaded from where files put them
-    subprocess.run([compiler, *flags, "-shared", *map(str, SOURCES), "-o", str(made), "-lm"], check=True)
+    subprocess.run(
+        [compiler, *flags, "-shared", *map(str, SOURCES), "-o", str(made), "-lm"], check=True
+    )
     asan = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
