@@ -8,8 +8,9 @@ each of them as one instruction multiplies; `docs/formats.md` has the layout. Nu
 generating by C does without torch.
 
 One scale a row, as in Dettmers et al. 2022 (arXiv:2208.07339), would cost an embedding with a few
-large columns most of its precision. That least squares between rounding and rounding again lower the error is also what k-means and HQQ do
-(https://mobiusml.github.io/hqq_blog); the search over narrower ranges is known from llama.cpp.
+large columns most of its precision. That least squares between rounding and rounding again lower
+the error is also what k-means and HQQ do (https://mobiusml.github.io/hqq_blog); the search over
+narrower ranges is known from llama.cpp.
 """
 
 import math

@@ -90,6 +90,9 @@ def generate(
     show_prompt: Annotated[
         bool, typer.Option("--show-prompt", help="Print the exact text and ids; do not generate.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove that every way of computing gives the same ids.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
@@ -114,6 +117,7 @@ def generate(
     lm generate --chat "What is the capital of France?" -m smollm2
     lm generate --chat "Hi" -m smollm2 --show-prompt
     lm generate --batch questions.jsonl -m smollm2 -o answers.jsonl
+    lm generate "def fib(n):" -m stdlib --verify   # exit code 7 if they differ
     """
     from cli.generation import Request, answer
     from cli.generation import show_prompt as show
@@ -132,8 +136,11 @@ def generate(
     _check(wishes, stop, logprobs is not None and not as_json and not batch)
     _check_chat(chat or bool(messages or batch), system, var, messages and (prompt or file))
     alone = {"a prompt": prompt, "-f": file, "--messages": messages, "-n": number > 1}
+    alone |= {"--draft": draft, "--prefix-cache": prefix_cache, "--verify": verify}
     apart = {"-o": out, "--rows": rows, "--resume": resume, "--force": force}
     _check_batch(batch, alone | {"--show-prompt": show_prompt}, apart)
+    if verify:
+        _check_verify(wishes | {"stop": stop, "logprobs": logprobs, "n": number > 1})
     folder = the_model(model)
     conversation = None
     data = b""
@@ -176,6 +183,10 @@ def generate(
         answer_lines(batch, out, defaults, rows=rows or 8, resume=resume, force=force, quiet=quiet)
     elif show_prompt:
         show(request, as_json=as_json)
+    elif verify:
+        from cli.verify_ways import verify_ways
+
+        verify_ways(request, as_json=as_json, quiet=quiet)
     else:
         answer(request, as_json=as_json, quiet=quiet)
 
@@ -202,6 +213,16 @@ def _check_batch(batch: Path | None, alone: dict, apart: dict) -> None:
         if value:
             why = "the lines of --batch say it themselves" if batch else "it is for --batch"
             raise RecipeError(f"{option}: leave it out, {why}")
+
+
+def _check_verify(given: dict) -> None:
+    """Refuse what --verify would ignore. Raises: RecipeError."""
+    from engine.errors import RecipeError
+
+    for name, value in given.items():
+        if name != "max_tokens" and value not in (None, False):
+            option = "-n" if name == "n" else "--" + name.replace("_", "-")
+            raise RecipeError(f"--verify takes the likeliest token each time; leave out {option}")
 
 
 def _check_chat(
