@@ -63,7 +63,10 @@ def test_a_damaged_library_is_built_again(kernels, tmp_path, size):
 PROGRAMS = {
     "nonsense": ("\x7f\x00 no program", "made no library"),
     "silent": ("#!/bin/sh\nexit 0\n", "No such file"),
-    "hollow": ('#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\n: > "$1"\n', "too short"),
+    "hollow": (
+        '#!/bin/sh\n[ "$1" = --version ] && exit\nwhile [ $# -gt 2 ]; do shift; done\n: > "$1"\n',
+        "too short",
+    ),
     "not text": ("#!/bin/sh\nprintf '\\377 error \\376' >&2\nexit 1\n", "error"),
 }
 
