@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 from engine.bench.cases import Case
-from engine.bench.result import Limits, Repetition
+from engine.bench.result import Limits, Measured, Repetition
 from engine.bench.subject import Subject
 from engine.bench.work import WORKS, Model, Work, loading, training
 from engine.clock import Clock
@@ -24,12 +24,15 @@ TASTE = 0.3  # seconds for each limit
 
 def measure(
     subject: Subject, cases: Sequence[Case], *, warm_up: int = 1, repeats: int = 5
-) -> Iterator[Limits | Repetition]:
+) -> Iterator[Limits | Measured | Repetition]:
     """Measure cases in turn; limits come before the first of as many threads.
+
+    A case that turns out to be the same as one before, `auto` beside what it takes, is left out.
 
     Raises: ResourceError if memory does not suffice, and what the works raise.
     """
     limits: dict[int, Limits] = {}
+    done: set[Case] = set()
     model: tuple[str, Model] | None = None  # the precision wished for, and what is loaded of it
     for case in cases:
         use_threads(case.threads)
@@ -48,9 +51,13 @@ def measure(
         with ExitStack() as stack:
             clock = Clock(subject.device)
             work = _prepare(case, subject, model, clock, stack)
+            wish, case = case.dtype, replace(case, dtype=work.dtype, kernels=work.kernels)
+            if case in done:
+                yield Measured(case=case, wish=wish)
+                continue
+            done.add(case)
             for _ in range(warm_up):
                 work.do()
-            case = replace(case, dtype=work.dtype)
             for number in range(1, repeats + 1):
                 yield _repetition(case, number, work, clock, limits[case.threads])
 

@@ -51,6 +51,7 @@ class Work:
 
     do: Callable[[], Taken]
     dtype: str  # what `auto` turned out to be
+    kernels: str = ""  # of a training step: ours or torch
     flops: float | None = None
     bytes: float | None = None
 
@@ -163,7 +164,9 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
 
         try:
             name = NAMES[precision.dtype] if case.dtype == "auto" else case.dtype
-            yield Work(do=do, dtype=name, flops=train_flops(recipe.model, recipe.data.seq_len))
+            flops = train_flops(recipe.model, recipe.data.seq_len)
+            kernels = "ours" if precision.kernels else "torch"
+            yield Work(do=do, dtype=name, kernels=kernels, flops=flops)
         finally:
             log.close()
 
