@@ -22,6 +22,7 @@ from engine.errors import EngineError, RecipeError, ResourceError
 from engine.hardware import use_threads
 from engine.machine import Machine, describe
 from engine.recipe import fields
+from engine.train.prepare import Doing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +93,15 @@ class _Findings:
         self.limits: list[Limits] = []
         self.repetitions: dict[Case, list[Repetition]] = {}
 
-    def take(self, event: Limits | Measured | Repetition, repeats: int, quiet: bool) -> None:
+    def take(
+        self, event: Doing | Limits | Measured | Repetition, repeats: int, quiet: bool
+    ) -> None:
         """Keep what an event found, and say how far that is."""
         if isinstance(event, Limits):
             self.limits.append(event)
+            return
+        if isinstance(event, Doing):
+            say(f"{event.what} …", quiet)
             return
         name = f"{event.case.what} {event.case.name}"
         if isinstance(event, Measured):

@@ -18,13 +18,16 @@ from engine.bench.work import WORKS, Model, Work, loading, training
 from engine.clock import Clock
 from engine.hardware import forget_peak_memory, peak_memory, use_threads
 from engine.machine import matmul_peaks, memory_bandwidth
+from engine.recipe import override
+from engine.train.precision import first_build
+from engine.train.prepare import Doing
 
 TASTE = 0.3  # seconds for each limit
 
 
 def measure(
     subject: Subject, cases: Sequence[Case], *, warm_up: int = 1, repeats: int = 5
-) -> Iterator[Limits | Measured | Repetition]:
+) -> Iterator[Doing | Limits | Measured | Repetition]:
     """Measure cases in turn; limits come before the first of as many threads.
 
     A case that turns out to be the same as one before, `auto` beside what it takes, is left out.
@@ -50,6 +53,8 @@ def measure(
             model = None
         with ExitStack() as stack:
             clock = Clock(subject.device)
+            if what := _building(case, subject):
+                yield Doing(what=what)
             work = _prepare(case, subject, model, clock, stack)
             wish, case = case.dtype, replace(case, dtype=work.dtype, kernels=work.kernels)
             if case in done:
@@ -60,6 +65,14 @@ def measure(
                 work.do()
             for number in range(1, repeats + 1):
                 yield _repetition(case, number, work, clock, limits[case.threads])
+
+
+def _building(case: Case, subject: Subject) -> str:
+    """Say that kernels will be built first, if they will."""
+    if case.what != "train" or not subject.recipe:
+        return ""
+    wish = override(subject.recipe, run={"dtype": case.dtype}).run
+    return first_build(wish, subject.device, subject.cache)
 
 
 def _prepare(

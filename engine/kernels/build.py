@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,22 +41,44 @@ class Unavailable:
 
 def load_kernels(cache: Path) -> Kernels | Unavailable:
     """Load the kernels from below `cache`, building them first if this machine never did."""
-    has = torch.cpu.get_capabilities()
-    if missing := [name for name in NEEDED if not has.get(name)]:
-        return Unavailable(f"this processor has no {' and no '.join(missing)}")
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
-        return Unavailable("no C compiler (cc) was found")
+    compiler = _find_compiler()
+    if isinstance(compiler, Unavailable):
+        return compiler
     try:
-        parts = [_run([compiler, "--version"], 10), platform.processor(), repr(sorted(has.items()))]
-        parts += FLAGS + [source.read_text(encoding="utf-8") for source in SOURCES]
-        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-        library = place(cache) / f"{key}.so"
+        library = _library(compiler, cache)
         if not _is_whole(library):
             _build(compiler, library)
         return Kernels(library)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         return Unavailable(f"{compiler} made no library that loads: {_reason(error)}")
+
+
+def unbuilt(cache: Path) -> str:
+    """Name the compiler that loading the kernels would start; nothing if it would not."""
+    compiler = _find_compiler()
+    if isinstance(compiler, str):
+        with suppress(OSError, subprocess.SubprocessError):
+            if not _is_whole(_library(compiler, cache)):
+                return Path(compiler).name
+    return ""
+
+
+def _find_compiler() -> str | Unavailable:
+    """Find a compiler on a machine that has the instructions."""
+    has = torch.cpu.get_capabilities()
+    if missing := [name for name in NEEDED if not has.get(name)]:
+        return Unavailable(f"this processor has no {' and no '.join(missing)}")
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    return compiler or Unavailable("no C compiler (cc) was found")
+
+
+def _library(compiler: str, cache: Path) -> Path:
+    """Return where the library lies once it is built. Raises: OSError, SubprocessError."""
+    has = sorted(torch.cpu.get_capabilities().items())
+    parts = [_run([compiler, "--version"], 10), platform.processor(), repr(has)]
+    parts += FLAGS + [source.read_text(encoding="utf-8") for source in SOURCES]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return place(cache) / f"{key}.so"
 
 
 def place(cache: Path) -> Path:

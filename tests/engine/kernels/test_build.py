@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.kernels import build as building
-from engine.kernels.build import FLAGS, SOURCES, Unavailable, load_kernels
+from engine.kernels.build import FLAGS, SOURCES, Unavailable, load_kernels, unbuilt
 
 
 def test_built_once_and_found_again(kernels, tmp_path):
@@ -21,6 +21,19 @@ def test_built_once_and_found_again(kernels, tmp_path):
     assert first and load_kernels(place).path == made and made.stat().st_mtime_ns == stamp
     again = pickle.loads(pickle.dumps(first))
     assert again.norm(torch.ones(2, 4), torch.ones(4), 0.0)[0].tolist() == [[1.0] * 4] * 2
+
+
+def test_a_build_is_known_before_it_begins(kernels, tmp_path, monkeypatch):
+    place = tmp_path / "elsewhere"
+    assert unbuilt(place) in ("cc", "gcc", "clang") and not place.exists()
+    library = load_kernels(place).path
+    assert unbuilt(place) == ""
+    library.write_bytes(b"damaged")
+    assert unbuilt(place) != ""
+    monkeypatch.setattr(building.shutil, "which", lambda name: "/nowhere/cc")
+    assert unbuilt(place) == ""
+    monkeypatch.setattr(building.shutil, "which", lambda name: None)
+    assert unbuilt(place) == ""
 
 
 def test_another_source_is_another_library(kernels, tmp_path, monkeypatch):
