@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from tests.bench import inference, learning, small, smollm2, training
+from tests.bench import copying, inference, learning, small, smollm2, training
 from tests.bench.report import Options, Result
 
 
@@ -83,5 +83,10 @@ ROWS = {
         about="SmolLM2-135M, a prompt of 512 tokens",
         measure=_answering("prefill", 512),
         asked="llama.cpp 5× / 10×, transformers 1.2× / 1.5×",
+    ),
+    "copying": Row(
+        about="SmolLM2-135M copies code with small edits: prompt lookup beside plain decoding",
+        measure=copying.lookup,
+        asked="1.5× / 2.5×",
     ),
 }
