@@ -122,6 +122,7 @@ class Chat:
             facts = {"text": answer, "tokens": len(tokens), "reused_tokens": self.session.reused}
             if guesser := self.session.guesser:
                 facts["draft"] = as_fields(guesser.pace.report(guesser.name))
+            facts |= {"prefix_tokens": self.session.restored}
             emit_json("chat", facts | {"finish_reason": reason, "seed": self.seed - 1})
             return
         emit("")

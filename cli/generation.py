@@ -21,6 +21,8 @@ from engine.errors import CheckpointError, DataError, RecipeError
 from engine.generate.decode import fit_prompt, generate, prefill
 from engine.generate.decoder import Decoder
 from engine.generate.load import load_decoder
+from engine.generate.prefix_folder import place
+from engine.generate.prefixes import Prefixes
 from engine.generate.session import ANSWER, Session
 from engine.generate.speculate import Guesser
 from engine.generate.writer import Token
@@ -49,6 +51,7 @@ class Request:
     how: dict[str, str]  # it is computed: device, dtype, kernels, kv
     draft: str | None = None  # what guesses ahead
     draft_tokens: int | None = None
+    prefix_room: int | None = None  # bytes on disk for prompts that were read; None: not kept
 
 
 def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
@@ -71,12 +74,17 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
 
     began = time.perf_counter()
     room, several = len(prompt) + settings.max_tokens, request.number > 1
-    start = prefill(decoder, prompt, decoder.cache(room, rows=1 + several))
-    read = time.perf_counter()
+    cache = decoder.cache(room, rows=1 + several)
+    prefixes = open_prefixes(request.folder, request.prefix_room, quiet)
+    restored = prefixes.restore(decoder, cache, 0, prompt) if prefixes else 0
+    loaded = time.perf_counter()
+    start = prefill(decoder, prompt, cache)
+    reading = time.perf_counter() - loaded
     facts = {
         "model": str(request.folder),
         "prompt_tokens": len(prompt),
         "cut_prompt_tokens": cut,
+        "prefix_tokens": restored,
         "settings": dataclasses.asdict(settings),
     }
     tokens: list[Token] = []
@@ -100,10 +108,23 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
             result = _result(tokens, tokenizer) | _guessing(guesser)
             emit_json("generate", facts | {"seed": seed + index} | result)
     waited = None if first is None else first - began
-    stats = _stats(tokens, len(prompt), read - began, waited)
+    stats = _stats(tokens, len(prompt) - restored, reading, waited)
+    if restored:
+        stats = f"prefix {restored:,} of {len(prompt):,} tok from cache · {stats}"
     say(f"{stats} · {decoder.name} · seed {seed}", quiet)
     if guesser:
         say(as_words(guesser.pace.report(guesser.name)), quiet)
+    if prefixes:
+        prefixes.store(decoder, cache, 0, prompt)
+
+
+def open_prefixes(folder: Path, room: int | None, quiet: bool) -> Prefixes | None:
+    """Open the prefix cache for a checkpoint, unless there is to be none."""
+    if room is None:
+        return None
+    return Prefixes(
+        place(cache_folder()), limit=room, name=str(folder), tell=lambda text: say(text, quiet)
+    )
 
 
 def read_prompt(request: Request, tokenizer: Tokenizer) -> Rendered:
@@ -203,6 +224,7 @@ def open_chat(
     how: dict[str, str],
     draft: str | None,
     draft_tokens: int | None,
+    prefix_room: int | None = None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -217,7 +239,10 @@ def open_chat(
     with Renderer() as renderer:  # starts while the model loads
         decoder, tokenizer, guesser = _load_both(folder, how, draft, draft_tokens)
         settings = dataclasses.replace(sample_defaults(folder), **{"max_tokens": 0} | wishes)
-        session = Session(decoder, tokenizer, settings, renderer, before, variables, guesser)
+        prefixes = open_prefixes(folder, prefix_room, quiet)
+        session = Session(
+            decoder, tokenizer, settings, renderer, before, variables, guesser, prefixes
+        )
         seed = secrets.randbelow(1 << 31) if seed is None else seed
         talk = Chat(session, seed, as_json, quiet)
         with suppress(DataError):  # it works, whether or not it likes this

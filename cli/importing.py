@@ -4,12 +4,14 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from typing import TypeVar
 
 from cli.render import console, count, emit_json, say, size
 from engine.interop.importing import Imported, Progress
 from engine.interop.source import Source
 from engine.peak import peak_memory
 
+Result = TypeVar("Result")
 INTERVAL = 10.0  # seconds between lines of progress where there is no bar
 
 
@@ -23,7 +25,7 @@ def show_import(
 ) -> None:
     """Run an import to its end, with a bar on a terminal, and say what was made."""
     with tidy_interrupt():
-        result = _follow(events, quiet)
+        result = follow(events, Imported, quiet)
     seconds = time.perf_counter() - began
     if as_json:
         emit_json(
@@ -76,14 +78,15 @@ def tidy_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _follow(events: Iterator[Progress | Imported], quiet: bool) -> Imported:
+def follow(events: Iterator[Progress | Result], kind: type[Result], quiet: bool) -> Result:
     """Draw progress where a person is looking, or say it now and then; return the result."""
     err = console(stderr=True)
     if quiet or not err.is_terminal:
         said = time.monotonic()
         for event in events:
-            if isinstance(event, Imported):
+            if isinstance(event, kind):
                 return event
+            assert isinstance(event, Progress)
             if time.monotonic() - said > INTERVAL:
                 said = time.monotonic()
                 say(f"written {size(event.done)} of {size(event.total)}", quiet)
@@ -94,7 +97,8 @@ def _follow(events: Iterator[Progress | Imported], quiet: bool) -> Imported:
     with Bar(*columns, console=err, transient=True) as bar:
         task = bar.add_task("writing", total=None)
         for event in events:
-            if isinstance(event, Imported):
+            if isinstance(event, kind):
                 return event
+            assert isinstance(event, Progress)
             bar.update(task, completed=event.done, total=event.total)
-    raise AssertionError("an import ends with its result")
+    raise AssertionError("writing ends with its result")

@@ -10,6 +10,7 @@ import typer
 
 from cli.commands import (
     bench,
+    cache,
     chat,
     count_tokens,
     data,
@@ -21,6 +22,7 @@ from cli.commands import (
     merge,
     plan,
     plot,
+    quantize,
     recipes,
     runs,
     show,
@@ -54,6 +56,7 @@ COMMANDS = {
     "chat": chat.chat,
     "merge": merge.merge,
     "import": import_model.import_model,
+    "quantize": quantize.quantize,
     "export": export.export,
     "show": show.show,
     "verify": verify.verify,
@@ -66,6 +69,7 @@ for _name, _function in COMMANDS.items():
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
+app.add_typer(cache.app, name="cache")
 
 
 def _version(wanted: bool) -> None:

@@ -60,6 +60,13 @@ VerifyResume = Annotated[
     bool, typer.Option("--verify-resume", help="Prove that a killed run resumes to the bit.")
 ]
 Cache = Annotated[Optional[Path], typer.Option("--cache", help="Where tokens are kept.")]
+PrefixCache = Annotated[
+    bool, typer.Option("--prefix-cache", help="Keep what is read of prompts for the next call.")
+]
+PrefixCacheSize = Annotated[
+    Optional[str],
+    typer.Option(metavar="SIZE", help="With --prefix-cache: room on disk, like 500MB; else 2GB."),
+]
 
 
 def recipes_folder() -> Path:
@@ -73,6 +80,27 @@ def cache_folder() -> Path:
     """Return where token shards are kept: XDG_CACHE_HOME/lm-workbench or ~/.cache/lm-workbench."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "lm-workbench"
+
+
+def byte_count(text: str, option: str) -> int:
+    """Read 500MB, 2.5GB or 1000 as bytes, by thousands. Raises: RecipeError naming the option."""
+    import re
+
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmgt]?)b?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise RecipeError(f"{option} {text}: not a size; write 500MB or 2GB")
+    return round(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))
+
+
+def prefix_room(wanted: bool, size: str | None) -> int | None:
+    """Return how many bytes kept prompts may take; None if none are. Raises: RecipeError."""
+    from engine.generate.prefixes import LIMIT
+
+    if size is None:
+        return LIMIT if wanted else None
+    if not wanted:
+        raise RecipeError("--prefix-cache-size bounds what --prefix-cache keeps; add that")
+    return byte_count(size, "--prefix-cache-size")
 
 
 def token_places():  # -> Places, imported late

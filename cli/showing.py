@@ -13,6 +13,7 @@ from engine.config import ModelConfig, Recipe
 from engine.cost import kv_bytes_per_token, kv_fixed_bytes, parameters, train_flops
 from engine.errors import CheckpointError
 from engine.manifest import read_config, read_json, read_manifest
+from engine.matrices import stored_format
 from engine.recipe import flatten, to_dict
 
 
@@ -42,7 +43,7 @@ def look(folder: Path) -> Shown:
         config=read_config(home),
         weight_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         manifest=manifest,
-        stored="float32" if adapter else str(raw.get("dtype", "")),
+        stored="float32" if adapter else stored_format(home) or str(raw.get("dtype", "")),
         adapter=adapter,
     )
 
@@ -132,6 +133,9 @@ def _print_origin(out: Callable[..., None], shown: Shown) -> None:
         out(f"licence    {source['licence']}")
     elif "step" in manifest:
         _print_training(out, shown)
+    if made := manifest.get("quantized"):
+        out(f"quantized  to {made['format']} from {made['folder']}")
+        out(f"           relative error {made['mean_error']:.2%} in the mean of all matrices")
     for name, entry in sorted(manifest.get("files", {}).items()):
         out(f"file       {entry['sha256'][:12]}  {entry['bytes']:>13,}  {name}")
 

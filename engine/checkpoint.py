@@ -18,7 +18,7 @@ swapped: whatever happens, the previous one stays whole. Nothing is pickled.
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,22 @@ from engine.config import ModelConfig, SampleConfig
 from engine.errors import CheckpointError, ResourceError
 from engine.files import point
 from engine.manifest import read_json, read_manifest, write_json, write_manifest
+from engine.matrices import read_matrices, tokenizer_of
 from engine.model.config_json import (
     Stored,
     from_config_json,
+    is_quantized,
     stored_tensors,
     to_config_json,
 )
 from engine.model.int8 import quantize_linears
+from engine.model.shapes import check_fit, parameter_shapes, stored_shape
 from engine.model.transformer import Transformer
+from engine.quantize import Matrix, unpack
 from engine.runs import tidy
 from engine.sampling_defaults import SAMPLING
-from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.text.tokenizer import Tokenizer
 from engine.weights import TensorSpec, Weights, write_weights
-
-# Endings of tensors that some old checkpoints carry and that follow from the config.
-BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +141,8 @@ def write_model(folder: Path, model: Transformer, model_type: str) -> None:
     stored = list(stored_tensors(state, model.config, model_type))
     placed = {part for item in stored for part in item.parts} | {"lm_head.weight"}
     assert placed >= set(state), "a LoRA or 8-bit matrix has no place in a whole model"
-    specs = [TensorSpec(item.name, _shape(item, state), torch.float32) for item in stored]
+    shapes = parameter_shapes(model.config)
+    specs = [TensorSpec(item.name, stored_shape(item, shapes), torch.float32) for item in stored]
     for _ in write_weights(folder, specs, (_joined(item, state) for item in stored)):
         pass
 
@@ -152,13 +154,6 @@ def _joined(item: Stored, state: Mapping[str, Tensor]) -> Tensor:
     return tensor.t() if item.transposed else tensor
 
 
-def _shape(item: Stored, state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Return the shape that a tensor has on disk."""
-    rows = sum(state[part].shape[0] for part in item.parts)
-    shape = (rows, *state[item.parts[0]].shape[1:])
-    return shape[::-1] if item.transposed else shape
-
-
 def load_model(
     folder: Path,
     device: torch.device | str = "cpu",
@@ -167,8 +162,9 @@ def load_model(
 ) -> tuple[Transformer, Tokenizer]:
     """Load weights and tokenizer; the model is in eval mode.
 
-    Weights stay mapped from disk where they lie in `dtype` (None: as stored) and on the CPU. Of an
-    adapter, the base is loaded and held as it was in training, and the adapter put on.
+    Weights stay mapped from disk where they lie in `dtype` (None: as stored) and on the CPU;
+    quantized ones are widened (None: to fp32). Of an adapter, the base is loaded and held as it was
+    in training, and the adapter put on.
 
     Raises: CheckpointError if anything is missing, corrupt or does not fit together.
     """
@@ -177,23 +173,49 @@ def load_model(
     read_manifest(folder)
     raw = read_json(folder / "config.json")
     config = from_config_json(raw, str(folder / "config.json"))
-    tokenizer = _load_tokenizer(folder, config)
-    weights = Weights(folder)
+    tokenizer = tokenizer_of(folder, config)
+    if is_quantized(raw):
+        state = _widened(folder, config, device, dtype)
+    else:
+        state = _mapped(folder, config, raw["model_type"], device, dtype)
     with torch.device("meta"):
         model = Transformer(config, dropout)
-    shapes = model.state_dict()
-    state: dict[str, Tensor] = {}
-    for item in check_fit(shapes, config, raw["model_type"], weights.specs.values(), folder):
-        tensor = weights.read(item.name).to(device=device, dtype=dtype)
-        tensor = tensor.t().contiguous() if item.transposed else tensor
-        parts = tensor.split([shapes[part].shape[0] for part in item.parts])
-        state |= zip(item.parts, parts, strict=True)
     if config.tie_embeddings:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     model.load_state_dict(state, assign=True)
     if config.tie_embeddings:  # one parameter, not two over the same memory
         model.lm_head.weight = model.embed_tokens.weight
     return model.eval(), tokenizer
+
+
+def _mapped(
+    folder: Path,
+    config: ModelConfig,
+    model_type: str,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """Read the parameters of a checkpoint under our names."""
+    weights, shapes = Weights(folder), parameter_shapes(config)
+    state: dict[str, Tensor] = {}
+    for item in check_fit(config, model_type, weights.shapes, folder):
+        tensor = weights.read(item.name).to(device=device, dtype=dtype)
+        tensor = tensor.t().contiguous() if item.transposed else tensor
+        parts = tensor.split([shapes[part][0] for part in item.parts])
+        state |= zip(item.parts, parts, strict=True)
+    return state
+
+
+def _widened(
+    folder: Path, config: ModelConfig, device: torch.device | str, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Read the parameters of a quantized checkpoint as the numbers that they stand for."""
+    return {
+        name: torch.from_numpy(unpack(found) if isinstance(found, Matrix) else found).to(
+            device=device, dtype=dtype
+        )
+        for name, found in read_matrices(folder, config, None).items()
+    }
 
 
 def load_adapted(
@@ -219,49 +241,7 @@ def load_adapted(
         for parameter in model.parameters():  # the scales are none, and stay in fp32
             parameter.data = parameter.data.to(dtype or parameter.dtype)
     read_adapter(folder, model, base.family)
-    return model.eval(), _load_tokenizer(holder(folder, "tokenizer.json"), model.config)
-
-
-def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
-    """Load the tokenizer of a model. Raises: CheckpointError if it has more tokens than that."""
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
-            f" {config.vocab_size}"
-        )
-    return tokenizer
-
-
-def check_fit(
-    state: Mapping[str, Tensor],
-    config: ModelConfig,
-    model_type: str,
-    specs: Iterable[TensorSpec],
-    where: Path | str,
-) -> list[Stored]:
-    """Compare the tensors on disk with those that a config asks for; return how to read them.
-
-    Raises: CheckpointError naming one that is missing, left over or of another shape.
-    """
-    there = {spec.name: spec for spec in specs}
-    stored = list(stored_tensors(state, config, model_type))
-    for item in stored:
-        if item.name not in there:
-            raise CheckpointError(f"{where}: the weights lack {item.name}")
-        shape, expected = there.pop(item.name).shape, _shape(item, state)
-        if shape != expected:
-            raise CheckpointError(
-                f"{where}: {item.name} is {' × '.join(map(str, shape))}, but config.json asks for"
-                f" {' × '.join(map(str, expected))}"
-            )
-    needless = (*BUFFERS, "lm_head.weight") if config.tie_embeddings else BUFFERS
-    if over := [name for name in there if not name.endswith(needless)]:
-        raise CheckpointError(
-            f"{where}: {len(over)} tensors have no place in a {model_type} model: {over[0]}"
-            + (" …" if over[1:] else "")
-        )
-    return stored
+    return model.eval(), tokenizer_of(holder(folder, "tokenizer.json"), model.config)
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -53,19 +53,23 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path, replace: bool = False) -> Iterator[Path]:
     """Give an empty folder to fill; it appears as `out` if the block ends well, else not at all.
 
-    What a killed process left is cleared by the next one that makes the same folder.
+    With `replace`, what was `out` before stays until then. What a killed process left is cleared
+    by the next one that makes the same folder.
 
     Raises: ResourceError if the disk refuses.
     """
     temporary = beside(out)
+    old = temporary.with_name(f".{out.name}.old.{os.getpid()}.tmp")
     absent = [parent for parent in out.parents if not os.path.lexists(parent)]
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
+        if replace and os.path.lexists(out):
+            os.replace(out, old)
         os.replace(temporary, out)
         flush(out.parent)
     except OSError as error:
@@ -74,6 +78,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
             " place with -o"
         ) from None
     finally:
+        if os.path.lexists(old) and not os.path.lexists(out):
+            os.replace(old, out)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in absent:  # those that hold something by now stay
             with contextlib.suppress(OSError):

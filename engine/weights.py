@@ -14,25 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import safetensors
 import torch
 from torch import Tensor
 
-from engine.errors import CheckpointError, ResourceError
+from engine.errors import ResourceError
 from engine.files import flush
+from engine.tensors import INDEX, SINGLE, Tensors
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 PIECE = 1 << 22  # numbers that are converted at once
-LARGEST_INDEX = 50_000_000  # bytes; published ones have less than a tenth
 SHARD_BYTES = 5_000_000_000  # what Hugging Face takes for one file
 
-# The format's name of a type ↔ torch's; weights are floating-point numbers.
+# The format's name of a type ↔ torch's.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "U8": torch.uint8,  # of rounded matrices, which are read by `engine/matrices.py`
 }
 
 
@@ -51,66 +49,25 @@ class TensorSpec:
 
 
 class Weights:
-    """The tensors of a folder by name, read one at a time."""
+    """The tensors of a folder by name, as torch's, read one at a time."""
 
     def __init__(self, folder: Path, only: str = "") -> None:
         """Open the weight files of a folder, or the `only` one, and read their headers.
 
         Raises: CheckpointError if a file is missing or malformed, or the index leads elsewhere.
         """
-        self.folder = folder
-        self.specs: dict[str, TensorSpec] = {}
-        self.files: list[Path] = []
-        self._file_of: dict[str, Any] = {}
-        files: dict[str, set[str] | None] = {only: None} if only else _files(folder)
-        for file, expected in files.items():
-            self.files.append(folder / file)
-            try:
-                if (folder / file).exists() and not (folder / file).is_file():
-                    raise OSError("not a file")  # a pipe would keep us waiting
-                opened = safetensors.safe_open(folder / file, framework="pt")
-                found = set(opened.keys())
-            except (OSError, ValueError, safetensors.SafetensorError) as error:
-                raise CheckpointError(f"{folder / file}: cannot be read: {error}") from None
-            if missing := (expected or found) - found:
-                raise CheckpointError(f"{folder / file} lacks {min(missing)}, which {INDEX} names")
-            for name in sorted(expected or found):
-                view = opened.get_slice(name)
-                kind = str(view.get_dtype())
-                if kind in DTYPES:
-                    self.specs[name] = TensorSpec(name, tuple(view.get_shape()), DTYPES[kind])
-                    self._file_of[name] = opened
-                elif not name.endswith((".attn.bias", ".masked_bias")):  # GPT-2's causal masks
-                    raise CheckpointError(
-                        f"{folder / file}: {name} is stored as {kind}; only"
-                        f" {', '.join(DTYPES)} are supported, so use unquantized weights"
-                    )
+        self._tensors = Tensors(folder, only)
+        self.files = self._tensors.files
+        self.shapes = self._tensors.shapes
+        self.specs = {
+            name: TensorSpec(name, place.shape, DTYPES[place.kind])
+            for name, place in self._tensors.places.items()
+        }
 
     def read(self, name: str) -> Tensor:
         """Return a tensor over the mapped file; its pages are read when they are touched."""
-        return self._file_of[name].get_tensor(name)
-
-
-def _files(folder: Path) -> dict[str, set[str] | None]:
-    """Return the weight files of a folder, each with the names that the index puts there."""
-    if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
-        return {SINGLE: None}
-    where = folder / INDEX
-    if where.stat().st_size > LARGEST_INDEX:
-        raise CheckpointError(f"{where}: has more than {LARGEST_INDEX:,} bytes, so it is no index")
-    try:
-        placed = json.loads(where.read_text(encoding="utf-8"))["weight_map"].items()
-        files: dict[str, set[str]] = {}
-        for name, file in placed:
-            # A plain name: an index must not lead out of its folder.
-            if not isinstance(file, str) or Path(file).name != file or not file.strip("."):
-                raise CheckpointError(f"{where}: {file!r} is not the name of a file in this folder")
-            files.setdefault(file, set()).add(name)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not an index of weights: {error!r:.200}") from None
-    if not files:
-        raise CheckpointError(f"{where}: names no weights")
-    return dict(files)
+        tensor = torch.from_numpy(self._tensors.read(name))
+        return tensor.view(self.specs[name].dtype)  # bf16 comes as its bits
 
 
 def write_weights(
@@ -168,7 +125,7 @@ def _write_shard(
         }
         offset = place[1]
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8, so that they can be mapped
+    text += b" " * (-(8 + len(text)) % 64)  # so that what is mapped begins at a cache line
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for spec in specs:

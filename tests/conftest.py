@@ -12,7 +12,8 @@ import torch
 from hypothesis import settings
 
 from engine.config import ModelConfig, TokenizerConfig
-from engine.kernels import build
+from engine.kernels import build, compile
+from engine.kernels.decoder import Library, load_library
 from engine.kernels.native import Kernels
 from engine.model.transformer import Transformer, initialise
 from engine.text.tokenizer import Tokenizer, learn
@@ -42,12 +43,23 @@ def kernels(tmp_path_factory) -> Kernels:
     return loaded
 
 
+@pytest.fixture(scope="session")
+def library(tmp_path_factory) -> Library:
+    """Our decoder in C; where it cannot be had, its tests are skipped with the reason."""
+    loaded = load_library(shared_cache(tmp_path_factory.getbasetemp()))
+    if not loaded:
+        pytest.skip(loaded.reason)
+    return loaded
+
+
 @pytest.fixture(autouse=True)
 def _built_once(request, monkeypatch, tmp_path_factory) -> None:
     """Let tests of this process share one library; those of building build their own."""
-    if "kernels/test_build" not in request.node.nodeid:
-        built = build.place(shared_cache(tmp_path_factory.getbasetemp()))
-        monkeypatch.setattr(build, "place", lambda cache: built)
+    if not request.node.nodeid.startswith(
+        ("tests/engine/kernels/test_build", "tests/engine/kernels/test_compile")
+    ):
+        built = compile.place(shared_cache(tmp_path_factory.getbasetemp()))
+        monkeypatch.setattr(compile, "place", lambda cache: built)
 
 
 def shared_cache(base: Path) -> Path:

@@ -12,13 +12,14 @@ from tests.conftest import ROOT
 # A row may import rows above it and itself. `errors` is the lowest floor, `cli` the highest.
 FLOORS = [
     ("engine.errors", "engine.clock", "engine.peak"),
-    ("engine.config", "engine.files"),
+    ("engine.config", "engine.files", "engine.tensors"),
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
     ("engine.memory",),
     ("engine.hardware", "engine.kernels"),
     ("engine.machine",),
-    ("engine.model", "engine.weights"),
+    ("engine.model", "engine.weights", "engine.quantize"),
     ("engine.manifest",),
+    ("engine.matrices",),
     ("engine.adapter_config",),
     ("engine.adapter", "engine.sampling_defaults"),
     ("engine.checkpoint",),

@@ -11,8 +11,18 @@ COMMANDS = (
     *([], ["count-tokens"], ["tokenize"], ["train-tokenizer"]),
     *(["data"], ["data", "check"], ["train"], ["finetune"], ["plan"], ["runs"], ["plot"], ["show"]),
     *(["recipes"], ["recipes", "show"], ["recipes", "check"], ["recipes", "explain"]),
-    *(["generate"], ["chat"], ["import"], ["merge"], ["export"], ["verify"], ["doctor"]),
+    *(
+        ["generate"],
+        ["chat"],
+        ["import"],
+        ["merge"],
+        ["quantize"],
+        ["export"],
+        ["verify"],
+        ["doctor"],
+    ),
     *(["bench"], ["bench", "compare"]),
+    *(["cache"], ["cache", "ls"], ["cache", "gc"], ["cache", "verify"]),
 )
 
 

@@ -14,6 +14,8 @@ from cli.options import (
     Kernels,
     KeysValues,
     Model,
+    PrefixCache,
+    PrefixCacheSize,
     Quiet,
     Variables,
 )
@@ -50,6 +52,8 @@ def chat(
     kv: KeysValues = "auto",
     draft: Drafts = None,
     draft_tokens: DraftTokens = None,
+    prefix_cache: PrefixCache = False,
+    prefix_cache_size: PrefixCacheSize = None,
 ) -> None:
     """Talk to a model that has a chat template.
 
@@ -63,7 +67,7 @@ def chat(
     echo "What is the capital of France?" | lm chat -m smollm2
     """
     from cli.generation import open_chat
-    from cli.options import template_variables, the_model
+    from cli.options import prefix_room, template_variables, the_model
 
     wishes = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens}
     open_chat(
@@ -76,6 +80,7 @@ def chat(
         how={"device": device, "dtype": dtype, "kernels": kernels, "kv": kv},
         draft=draft,
         draft_tokens=draft_tokens,
+        prefix_room=prefix_room(prefix_cache, prefix_cache_size),
         as_json=as_json,
         quiet=quiet,
     )

@@ -15,6 +15,8 @@ from cli.options import (
     Kernels,
     KeysValues,
     Model,
+    PrefixCache,
+    PrefixCacheSize,
     Quiet,
     Variables,
 )
@@ -79,6 +81,8 @@ def generate(
     kv: KeysValues = "auto",
     draft: Drafts = None,
     draft_tokens: DraftTokens = None,
+    prefix_cache: PrefixCache = False,
+    prefix_cache_size: PrefixCacheSize = None,
 ) -> None:
     """Continue a prompt, or answer it, with a model.
 
@@ -95,7 +99,7 @@ def generate(
     """
     from cli.generation import Request, answer
     from cli.generation import show_prompt as show
-    from cli.options import read_input, template_variables, the_model
+    from cli.options import prefix_room, read_input, template_variables, the_model
     from engine.errors import RecipeError
 
     wishes = {
@@ -139,6 +143,7 @@ def generate(
         how={"device": device, "dtype": dtype, "kernels": kernels, "kv": kv},
         draft=draft,
         draft_tokens=draft_tokens,
+        prefix_room=prefix_room(prefix_cache, prefix_cache_size),
     )
     if show_prompt:
         show(request, as_json=as_json)

@@ -24,7 +24,7 @@ from engine.data.batches import Batch
 from engine.errors import LimitError, ResourceError
 from engine.generate.sampler import sample, seeded
 from engine.hardware import autocast, check_memory, pick_dtype
-from engine.kernels.build import Unavailable
+from engine.kernels.compile import Unavailable
 from engine.kernels.native import Kernels
 from engine.model.cache import KVCache
 from engine.model.int8 import Int8Linear

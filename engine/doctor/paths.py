@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from engine.hardware import has_fast_bf16
-from engine.kernels.build import Unavailable
+from engine.kernels.compile import Unavailable
 from engine.kernels.native import Kernels
 from engine.machine import OPTIONAL, Machine
 

@@ -25,6 +25,7 @@ from engine.generate.reference import TorchDecoder
 from engine.interop.exporting import licence_of
 from engine.interop.importing import check_free
 from engine.manifest import read_json, read_manifest, write_json, write_manifest
+from engine.model.config_json import QUANTIZATION
 from engine.model.lora import merge_lora
 from engine.model.transformer import Transformer
 from engine.runs import TOKENIZER
@@ -131,7 +132,8 @@ def _logits(model: Transformer, ids: list[int], prompt: int) -> Tensor:
 def _copy_files(folder: Path, base: Path, made: Path) -> None:
     """Bring along everything but the weights: the adapter's own files, else those of its base."""
     config = read_json(holder(folder, "config.json") / "config.json") | {"dtype": "float32"}
-    config.pop("torch_dtype", None)
+    for key in ("torch_dtype", QUANTIZATION):  # an adapter may lie beside rounded matrices
+        config.pop(key, None)
     write_json(made / "config.json", config)
     texts = holder(folder, "tokenizer.json")  # a tokenizer and its settings belong together
     for name in (*TOKENIZER, "special_tokens_map.json"):

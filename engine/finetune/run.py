@@ -25,6 +25,7 @@ from engine.finetune.forgetting import Forgetting, Text, compare, measure, take,
 from engine.finetune.objective import Finetuning
 from engine.finetune.prepare import Side, Tuning, check_settings, own_text, read_rows
 from engine.hardware import check_memory, keep_heap, pick_device, use_threads
+from engine.matrices import refuse_quantized
 from engine.memory import needed_memory
 from engine.model.lora import add_lora
 from engine.model.transformer import Transformer
@@ -156,6 +157,7 @@ def find_base(recipe: Recipe, folder: Path, checkpoints: Path) -> Path:
     base = find(recipe.train.base, checkpoints).resolve()
     if is_adapter(base):
         raise RecipeError(f"{recipe.train.base} is an adapter; {MERGE.format(recipe.train.base)}")
+    refuse_quantized(base, "be finetuned")
     own = folder.resolve()
     if own == base or own in base.parents or base in own.parents:
         raise RecipeError(f"{folder} holds the base; choose another folder with -o")

@@ -3,11 +3,31 @@
 Torch is imported only where it is needed: that takes longer than an answer of a small model.
 """
 
+import hashlib
+import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+from engine.adapter_config import is_adapter, model_digest
+from engine.config import ModelConfig
 from engine.errors import RecipeError
 from engine.generate.decoder import Decoder
+from engine.generate.native import NativeDecoder
+from engine.kernels.compile import Unavailable
+from engine.kernels.decoder import Library, load_library
+from engine.manifest import read_config
+from engine.matrices import read_matrices, tokenizer_of
+from engine.quantize import Format
 from engine.text.tokenizer import Tokenizer
+
+FORMATS: dict[str, Format | None] = {
+    "auto": None,
+    "fp32": "f32",
+    "bf16": "bf16",
+    "int8": "int8",
+    "int4": "int4",
+}
 
 
 def load_decoder(
@@ -28,11 +48,55 @@ def load_decoder(
 
     Raises: CheckpointError if the checkpoint is not whole; RecipeError for what torch cannot do.
     """
+    library = native_library(folder, device, kernels, cache)
+    if not isinstance(library, Unavailable):
+        return _native(folder, library, dtype, kv, threads, layers)
     for option, value, usual in (("dtype", dtype, ("auto", "fp32", "bf16")), ("kv", kv, ("auto",))):
         if value not in usual:
             raise RecipeError(
-                f"--{option} {value} needs our own kernels, which are not in use here"
+                f"--{option} {value} needs our own kernels, which are not in use here:"
+                f" {library.reason}"
             )
     from engine.generate.reference import load_reference
 
     return load_reference(folder, device, dtype, threads, layers)
+
+
+def native_library(folder: Path, device: str, kernels: str, cache: Path) -> Library | Unavailable:
+    """Return the library that runs this checkpoint, or why torch has to."""
+    if kernels == "torch":
+        return Unavailable("--kernels torch was asked for")
+    if device not in ("auto", "cpu") or (device == "auto" and _has_accelerator()):
+        return Unavailable("they run on the CPU; add --device cpu")
+    if is_adapter(folder):
+        return Unavailable("adapters run by torch; `lm merge` makes one model of it and its base")
+    return load_library(cache)
+
+
+def _has_accelerator() -> bool:
+    """Tell whether torch may find a GPU, without asking torch."""
+    return sys.platform == "darwin" or os.path.exists("/dev/nvidiactl")
+
+
+def _native(
+    folder: Path, library: Library, dtype: str, kv: str, threads: int, layers: int
+) -> tuple[NativeDecoder, Tokenizer]:
+    """Map the weights and hand them to our own C."""
+    config = read_config(folder)
+    tokenizer = tokenizer_of(folder, config)
+    weights = read_matrices(folder, config, FORMATS[dtype])
+    if layers:
+        config = _shorter(config, layers)
+    kv = "fp16" if kv == "auto" else kv
+    # What keys and values are to the bit: of these weights, in this format, by this C.
+    facts = f"{model_digest(folder)} {dtype} {kv} {layers} {library.path.name}"
+    identity = hashlib.sha256(facts.encode()).hexdigest()
+    decoder = NativeDecoder(config, weights, library, kv=kv, identity=identity, threads=threads)
+    return decoder, tokenizer
+
+
+def _shorter(config: ModelConfig, layers: int) -> ModelConfig:
+    """Return the shape of a model that ends after its first `layers`."""
+    if not 0 < layers <= config.n_layers:
+        raise ValueError(f"cannot take {layers} of {config.n_layers} layers")
+    return replace(config, n_layers=layers)

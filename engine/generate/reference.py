@@ -100,6 +100,8 @@ def first_layers(model: Transformer, count: int) -> Transformer:
 class TorchDecoder:
     """A transformer as something to generate with."""
 
+    grid = CHUNK  # cut a prompt here, and the bits of what follows do not change
+
     def __init__(self, model: Transformer, identity: str = "") -> None:
         self.model = model
         self.config = model.config

@@ -13,6 +13,7 @@ from engine.config import SampleConfig
 from engine.errors import LimitError
 from engine.generate.decode import Prefilled, generate, prefill
 from engine.generate.decoder import Cache, Decoder
+from engine.generate.prefixes import Prefixes, grid_of
 from engine.generate.speculate import Guesser
 from engine.generate.writer import Token
 from engine.text.chat import Rendered, render
@@ -34,6 +35,7 @@ class Session:
         messages: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
         guesser: Guesser | None = None,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self.decoder = decoder
         self.tokenizer = tokenizer
@@ -42,7 +44,9 @@ class Session:
         self.guesser = guesser
         self.variables = dict(variables or {})
         self.messages: list[dict[str, Any]] = [dict(message) for message in messages]
+        self.prefixes = prefixes
         self.reused = 0  # prompt tokens of the last answer that were in the cache already
+        self.restored = 0  # those among them that came from the disk
         self._cache: Cache | None = None
         self._held: list[int] = []  # the tokens that the cache holds
 
@@ -70,7 +74,10 @@ class Session:
                 f" {max(room, 0):,} for an answer; begin anew or take back a turn"
             )
         settings = replace(self.settings, max_tokens=self.settings.max_tokens or min(room, ANSWER))
-        start = self._read(ids)
+        # Keys of answers, which were run token by token, may differ from a prompt's in some bit.
+        exact = not self._held or grid_of(self.decoder) == 1
+        prefixes = self.prefixes if exact else None
+        start = self._read(ids, prefixes)
         self._held = list(ids)
         text: list[str] = []
         made: list[int] = []
@@ -86,8 +93,10 @@ class Session:
             # The newest token was chosen but not run, so the cache does not hold it.
             self._held += made[: start.cache.lengths[0] - len(ids)]
             self.messages.append({"role": "assistant", "content": "".join(text)})
+            if prefixes:
+                prefixes.store(self.decoder, start.cache, 0, ids)
 
-    def _read(self, ids: list[int]) -> Prefilled:
+    def _read(self, ids: list[int], prefixes: Prefixes | None) -> Prefilled:
         """Run the part of a prompt that the cache does not hold; at least its last token."""
         same = 0
         while same < min(len(self._held), len(ids) - 1) and self._held[same] == ids[same]:
@@ -97,5 +106,6 @@ class Session:
             self._cache.rewind(0, same)
         except ValueError:  # a sliding window has let go of what lies that far back
             self._cache = self.decoder.cache(self.context)
+        self.restored = prefixes.restore(self.decoder, self._cache, 0, ids) if prefixes else 0
         self.reused = self._cache.lengths[0]
         return prefill(self.decoder, ids, self._cache)

@@ -6,18 +6,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from engine.adapter_config import MERGE, is_adapter
-from engine.checkpoint import check_fit
 from engine.errors import CheckpointError
 from engine.files import whole_folder
 from engine.interop.gguf.folder import Written, write
 from engine.interop.gguf.tokenizer import tokenizer_to_gguf
 from engine.interop.importing import DTYPES, NO_LICENCE, check_free
 from engine.manifest import read_config, read_json, read_manifest, write_json
-from engine.model.transformer import Transformer
+from engine.matrices import refuse_quantized
+from engine.model.shapes import check_fit
 from engine.text.tokenizer import load_tokenizer
 from engine.weights import TensorSpec, Weights, check_room, write_weights
 
@@ -43,7 +42,7 @@ def to_gguf(folder: Path, out: Path, dtype: str, name: str) -> Written:
     `out` exists; ResourceError if the disk refuses.
     """
     check_free(out)
-    _refuse_adapter(folder)
+    _refuse(folder)
     manifest = read_manifest(folder)
     tokenizer = load_tokenizer(folder)
     raw = read_json(folder / "config.json")
@@ -64,7 +63,7 @@ def to_folder(folder: Path, out: Path, dtype: str) -> int:
     Raises: RecipeError if `out` exists; ResourceError if the disk refuses.
     """
     check_free(out)
-    _refuse_adapter(folder)
+    _refuse(folder)
     manifest = read_manifest(folder)
     weights = Weights(folder)
     specs = [
@@ -89,10 +88,11 @@ def to_folder(folder: Path, out: Path, dtype: str) -> int:
     return total
 
 
-def _refuse_adapter(folder: Path) -> None:
-    """Raise CheckpointError if a folder holds no whole model."""
+def _refuse(folder: Path) -> None:
+    """Raise CheckpointError if a folder holds no whole model, or one that was rounded."""
     if is_adapter(folder):
         raise CheckpointError(f"{folder}: is an adapter, not a whole model; {MERGE.format(folder)}")
+    refuse_quantized(folder, "be exported")
 
 
 def licence_of(manifest: Mapping[str, Any]) -> str:
@@ -104,8 +104,6 @@ def licence_of(manifest: Mapping[str, Any]) -> str:
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield a checkpoint's tensors under their names on disk, held against its config first."""
     weights, config = Weights(folder), read_config(folder)
-    with torch.device("meta"):
-        state = Transformer(config).state_dict()
     model_type = read_json(folder / "config.json")["model_type"]
-    for item in check_fit(state, config, model_type, weights.specs.values(), folder):
+    for item in check_fit(config, model_type, weights.shapes, folder):
         yield item.name, weights.read(item.name)

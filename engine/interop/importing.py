@@ -6,25 +6,23 @@ the folder appears under its name only when it is whole.
 """
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from engine.checkpoint import check_fit
 from engine.config import ModelConfig
 from engine.errors import CheckpointError, RecipeError
 from engine.files import sha256, whole_folder
 from engine.interop.source import Source
 from engine.manifest import write_manifest
-from engine.model.config_json import Stored
 from engine.model.families import FAMILIES
-from engine.model.transformer import Transformer
+from engine.model.shapes import check_fit, parameter_shapes
 from engine.sampling_defaults import sample_defaults
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.weights import TensorSpec, check_room, write_weights
@@ -75,7 +73,7 @@ def bring_in(
     check_free(out)
     licence = source.licence or licence or NO_LICENCE
     model_type = source.config["model_type"]
-    state, stored, names, specs = _plan(source, dtype)
+    names, specs = _plan(source, dtype)
     total = sum(spec.bytes for spec in specs)
     beside = sum(file.stat().st_size for file in source.files.values() if isinstance(file, Path))
     check_room(out, total + beside + 50_000_000)
@@ -91,7 +89,7 @@ def bring_in(
         folder=out,
         config=source.shape,
         model_type=model_type,
-        parameters=sum(state[part].numel() for item in stored for part in item.parts),
+        parameters=sum(math.prod(shape) for shape in parameter_shapes(source.shape).values()),
         bytes=total,
         licence=licence,
         stored=source.stored,
@@ -99,20 +97,15 @@ def bring_in(
     )
 
 
-def _plan(
-    source: Source, dtype: str
-) -> tuple[Mapping[str, Tensor], list[Stored], list[str], list[TensorSpec]]:
+def _plan(source: Source, dtype: str) -> tuple[list[str], list[TensorSpec]]:
     """Hold a source's tensors against its config.
 
-    Returns: the model's own state, without memory; how that is stored; the tensors to read, and
-    what to write for each.
+    Returns: the tensors to read, and what to write for each.
     """
     model_type = source.config["model_type"]
-    with torch.device("meta"):
-        state = Transformer(source.shape).state_dict()
     prefix = _missing_prefix(source, model_type)
-    there = [TensorSpec(prefix + s.name, s.shape, s.dtype) for s in source.specs.values()]
-    stored = check_fit(state, source.shape, model_type, there, source.path)
+    there = {prefix + spec.name: spec.shape for spec in source.specs.values()}
+    stored = check_fit(source.shape, model_type, there, source.path)
     names = [item.name.removeprefix(prefix) for item in stored]
     if source.kind == "gguf":  # streams in an order of its own
         wanted = set(names)
@@ -121,7 +114,7 @@ def _plan(
     specs = [
         TensorSpec(prefix + spec.name, spec.shape, DTYPES.get(dtype, spec.dtype)) for spec in found
     ]
-    return state, stored, names, specs
+    return names, specs
 
 
 def _check_files(source: Source, folder: Path) -> Tokenizer:

@@ -18,6 +18,7 @@ from engine.model.families import FAMILIES, HARMLESS, Family
 from engine.recipe import convert, nearest
 
 OWN_TYPE = "lm-workbench"
+QUANTIZATION = "quantization_config"  # only ours, of `engine/matrices.py`, is understood
 
 # Understood in every family with rotary positions.
 ROPE_KEYS = {"rope_scaling", "rope_parameters", "original_max_position_embeddings"}
@@ -69,6 +70,8 @@ def from_config_json(raw: Mapping[str, Any], where: str) -> ModelConfig:
     try:
         if not isinstance(raw, Mapping):
             raise ValueError("not a JSON object")
+        if is_quantized(raw):  # which is another matter than the shape
+            raw = {key: value for key, value in raw.items() if key != QUANTIZATION}
         name = raw.get("model_type")
         if name == OWN_TYPE:
             return _build({k: v for k, v in raw.items() if k not in HARMLESS})
@@ -80,6 +83,12 @@ def from_config_json(raw: Mapping[str, Any], where: str) -> ModelConfig:
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{where}: {what:.400}") from None  # values may be of any length
+
+
+def is_quantized(raw: Any) -> bool:
+    """Tell whether a config.json is of a checkpoint that we quantized."""
+    scheme = raw.get(QUANTIZATION) if isinstance(raw, Mapping) else None
+    return isinstance(scheme, Mapping) and scheme.get("quant_method") == OWN_TYPE
 
 
 def _read(raw: dict[str, Any], family: Family) -> ModelConfig:

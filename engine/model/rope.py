@@ -1,79 +1,22 @@
 """Rotary position embedding: positions as rotations of query and key pairs.
 
 Dimension i of a head is paired with i + H/2 (the half-split pairing of Hugging Face checkpoints)
-and turned by position · frequency[i]. Context extension stretches the frequencies.
+and turned by position · frequency[i].
 
-Sources: Su et al. 2021, arXiv:2104.09864 (RoPE); Chen et al. 2023, arXiv:2306.15595 (linear); Peng
-et al. 2023, arXiv:2309.00071 (YaRN); Grattafiori et al. 2024, arXiv:2407.21783 (llama3); Ding et
-al. 2024, arXiv:2402.13753 (LongRoPE).
+Source: Su et al. 2021, arXiv:2104.09864.
 """
-
-import math
 
 import torch
 from torch import Tensor
 
-from engine.config import ModelConfig, RopeScaling
+from engine.config import ModelConfig
 from engine.kernels.native import Kernels
+from engine.model import angles
 
 
 def frequencies(config: ModelConfig, local: bool = False, long: bool = False) -> Tensor:
-    """Return the angle, in radians per position, by which each pair of a head turns.
-
-    Shapes: returns (rotary_dim / 2,), fp64: at position 100,000 an fp32 angle has already lost
-    five digits. `local` is for windowed layers that have a base of their own; `long` takes the
-    LongRoPE factors for sequences beyond the original context.
-    """
-    theta = config.local_rope_theta if local else config.rope_theta
-    exponent = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64) / config.rotary_dim
-    frequency = theta**-exponent
-    rope_scaling = config.rope_scaling
-    if local or rope_scaling.kind == "none":
-        return frequency
-    if rope_scaling.kind == "linear":
-        return frequency / rope_scaling.factor
-    if rope_scaling.kind == "longrope":
-        factors = rope_scaling.long_factors if long else rope_scaling.short_factors
-        return frequency / torch.tensor(factors, dtype=torch.float64)
-    kept = _llama3_kept if rope_scaling.kind == "llama3" else _yarn_kept
-    share = kept(frequency, rope_scaling, theta)
-    return frequency * share + frequency / rope_scaling.factor * (1 - share)
-
-
-def _llama3_kept(frequency: Tensor, rope_scaling: RopeScaling, theta: float) -> Tensor:
-    """Return how much of each frequency stays: all if it turns often in the original context."""
-    turns = rope_scaling.original_max_seq_len * frequency / (2 * math.pi)
-    low, high = rope_scaling.low_freq_factor, rope_scaling.high_freq_factor
-    return ((turns - low) / (high - low)).clamp(0, 1)
-
-
-def _yarn_kept(frequency: Tensor, rope_scaling: RopeScaling, theta: float) -> Tensor:
-    """Return how much of each frequency stays, on a ramp over the dimensions. Source: YaRN, 3.2."""
-    pairs = len(frequency)
-
-    def dimension(turns: float) -> float:
-        """Find the (fractional) pair that makes this many turns in the original context."""
-        wavelength = rope_scaling.original_max_seq_len / (2 * math.pi * turns)
-        return pairs * math.log(wavelength) / math.log(theta)
-
-    low = max(math.floor(dimension(rope_scaling.beta_fast)), 0)
-    high = min(math.ceil(dimension(rope_scaling.beta_slow)), 2 * pairs - 1)
-    ramp = (torch.arange(pairs, dtype=torch.float64) - low) / (high - low or 0.001)
-    return 1 - ramp.clamp(0, 1)
-
-
-def attention_factor(config: ModelConfig) -> float:
-    """Return what cosine and sine are multiplied by, which sharpens attention over long texts."""
-    rope_scaling = config.rope_scaling
-    if rope_scaling.attention_factor or rope_scaling.factor <= 1:
-        return rope_scaling.attention_factor or 1.0
-    if rope_scaling.kind == "yarn":
-        return 0.1 * math.log(rope_scaling.factor) + 1
-    if rope_scaling.kind == "longrope":
-        return math.sqrt(
-            1 + math.log(rope_scaling.factor) / math.log(rope_scaling.original_max_seq_len)
-        )
-    return 1.0
+    """Return the angles of `engine/model/angles.py` as a tensor."""
+    return torch.from_numpy(angles.frequencies(config, local, long))
 
 
 def rotation(frequency: Tensor, position_T: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.config import ModelConfig
-from engine.kernels.build import Unavailable
+from engine.kernels.compile import Unavailable
 from engine.kernels.native import Kernels
+from engine.model.angles import attention_factor
 from engine.model.attention import Attention, visible
 from engine.model.cache import FullLayer, KVCache, WindowLayer
 from engine.model.norm import make_norm
 from engine.model.products import project
-from engine.model.rope import attention_factor, frequencies, rotation
+from engine.model.rope import frequencies, rotation
 
 
 def relu2(x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from engine.config import RunConfig
 from engine.errors import ResourceError
 from engine.hardware import pick_dtype
-from engine.kernels.build import Unavailable, load_kernels
+from engine.kernels.build import load_kernels
+from engine.kernels.compile import Unavailable
 from engine.kernels.native import Kernels
 from engine.model.transformer import Transformer
 

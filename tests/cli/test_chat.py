@@ -16,6 +16,7 @@ import pytest
 
 from engine.checkpoint import load_model
 from engine.config import SampleConfig
+from engine.generate.reference import TorchDecoder
 from engine.generate.session import Session
 from engine.text.renderer import Renderer
 from tests.cli.test_errors import failed
@@ -59,7 +60,7 @@ def answers(place: Path, *turns: str) -> list[str]:
     model, tokenizer = load_model(place / "checkpoints" / "tiny")
     settings = SampleConfig(temperature=0, max_tokens=6, top_k=40)
     with Renderer() as renderer:
-        session = Session(model, tokenizer, settings, renderer)
+        session = Session(TorchDecoder(model), tokenizer, settings, renderer)
         said = []
         for turn in turns:
             session.messages.append({"role": "user", "content": turn})

@@ -31,6 +31,7 @@ COMMANDS = [
     "plot",
     "show",
     "generate",
+    "quantize",
     "doctor",
     "bench",
 ]
@@ -89,3 +90,33 @@ def test_the_probe_can_fail():
         timeout=60,
     )
     assert "torch" in json.loads(process.stdout.splitlines()[-1])[1]
+
+
+GENERATING = [
+    "cli.generation",
+    "engine.generate.decode",
+    "engine.generate.session",
+    "engine.generate.load",
+    "engine.generate.sampler",
+    "engine.generate.writer",
+]
+
+
+def imported(modules: list[str]) -> list[str]:
+    """What is there of torch after importing modules, in a process of its own."""
+    code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules)"
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        check=True,
+        timeout=60,
+    )
+    return process.stdout.split()
+
+
+def test_generating_needs_no_torch_until_it_is_chosen():
+    """Importing it takes longer than a small model's answer."""
+    assert imported(GENERATING) == ["False"]
+    assert imported([*GENERATING, "engine.generate.reference"]) == ["True"]  # the control

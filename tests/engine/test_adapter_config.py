@@ -5,7 +5,14 @@ import json
 
 import pytest
 
-from engine.adapter_config import find_base, holder, is_adapter, read_adapter_config, weights_digest
+from engine.adapter_config import (
+    find_base,
+    holder,
+    is_adapter,
+    model_digest,
+    read_adapter_config,
+    weights_digest,
+)
 from engine.checkpoint import load_model, save
 from engine.errors import CheckpointError
 from engine.runs import find, list_runs
@@ -115,3 +122,18 @@ def test_the_adapter_s_own_tokenizer_wins(tmp_path, tokenizer):
     assert holder(folder, "tokenizer.json") == folder
     assert holder(folder, "nothing.json") == tmp_path / "base" / "step-000001"
     assert dataclasses.is_dataclass(find_base(folder))
+
+
+def test_a_digest_tells_models_apart_by_base_adapter_and_config(tmp_path, tokenizer):
+    folder = write_tuned(tmp_path, tokenizer)
+    base = find_base(folder).folder
+    before = model_digest(folder)
+    assert len({before, model_digest(base)}) == 2 and before == model_digest(folder)
+    config = (base / "config.json").read_bytes()
+    (base / "config.json").write_bytes(config.replace(b"rms_norm_eps", b"rms_norm_epz"))
+    assert model_digest(folder) != before
+    (base / "config.json").write_bytes(config)
+    assert model_digest(folder) == before
+    weights = tampered(folder, "adapter_model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert model_digest(folder) != before

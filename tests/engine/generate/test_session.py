@@ -8,6 +8,7 @@ import pytest
 from engine.config import SampleConfig
 from engine.errors import LimitError
 from engine.generate.decode import generate, prefill
+from engine.generate.prefixes import Prefixes
 from engine.generate.reference import TorchDecoder
 from engine.generate.session import Session
 from engine.text.renderer import Renderer
@@ -114,3 +115,37 @@ def test_an_answer_without_a_limit_ends_with_the_context(chat):
     session = chat(settings=SampleConfig(temperature=1.0, max_tokens=0), max_seq_len=96)
     answer = ask(session, "x", seed=3)
     assert answer[-1] in session.tokenizer.ends or len(answer) <= 96
+
+
+def test_a_conversation_begins_with_what_another_had_read(chat, tmp_path):
+    """The answers are the same; the second conversation takes its long beginning from the disk."""
+    begin = {"role": "system", "content": "Be brief. " * 60}
+    heard = []
+    for kept in (None, Prefixes(tmp_path), Prefixes(tmp_path)):
+        session = chat(max_seq_len=2048)
+        session.decoder.identity = "tiny"
+        session.prefixes = kept
+        session.messages.append(begin)
+        said = [(ask(session, text), session.restored) for text in ("hello", "and more")]
+        heard.append(said)
+    texts = [[text for text, _ in said] for said in heard]
+    assert texts[0] == texts[1] == texts[2]
+    restored = [[number for _, number in said] for said in heard]
+    assert restored[:2] == [[0, 0], [0, 0]] and restored[2][0] >= 256 and restored[2][1] == 0
+
+
+def test_where_bits_do_not_depend_on_cuts_every_turn_is_kept(chat, tmp_path, monkeypatch):
+    """As with our own C: the next conversation finds the answers too."""
+    monkeypatch.setattr(TorchDecoder, "grid", 1)
+    session = chat(max_seq_len=2048)
+    session.decoder.identity, session.prefixes = "tiny", Prefixes(tmp_path)
+    for _ in range(3):
+        ask(session, "hello " * 30)
+    again = chat(max_seq_len=2048)
+    again.decoder.identity, again.prefixes = "tiny", Prefixes(tmp_path)
+    again.messages = list(session.messages[:-1])
+    length = len(again.prompt().ids)
+    for _ in again.answer(0):
+        pass
+    assert again.restored == again.reused == (length - 1) // 64 * 64
+    assert again.messages[-1] == session.messages[-1]

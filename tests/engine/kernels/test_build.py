@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from engine.kernels import build as building
-from engine.kernels.build import FLAGS, SOURCES, Unavailable, load_kernels
+from engine.kernels import compile as compiling
+from engine.kernels.build import FLAGS, SOURCES, load_kernels
+from engine.kernels.compile import FLAGS as COMMON
+from engine.kernels.compile import Unavailable
 
 
 def test_built_once_and_found_again(kernels, tmp_path):
@@ -34,7 +37,7 @@ def test_another_source_is_another_library(kernels, tmp_path, monkeypatch):
 
 def test_no_compiler_no_instructions_no_folder(kernels, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(building.shutil, "which", lambda name: None)
+        patch.setattr(compiling.shutil, "which", lambda name: None)
         found = load_kernels(tmp_path)
         assert not found and found == Unavailable("no C compiler (cc) was found")
     with monkeypatch.context() as patch:
@@ -74,7 +77,7 @@ def test_a_compiler_that_is_none_is_told(kernels, tmp_path, monkeypatch, name):
     program = tmp_path / "cc"
     program.write_text(text)
     program.chmod(0o755)
-    monkeypatch.setattr(building.shutil, "which", lambda name: str(program))
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: str(program))
     found = load_kernels(tmp_path / "elsewhere")
     assert not found and expected in found.reason
 
@@ -100,9 +103,18 @@ def test_the_sanitizers_find_nothing(kernels, tmp_path):
     if not compiler:
         pytest.skip("needs gcc and its sanitizers")
     library = tmp_path / "checked.so"
-    flags = [*FLAGS, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags = [
+        *COMMON,
+        *FLAGS,
+        "-fopenmp",
+        "-g",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+    ]
     flags[flags.index("-O3")] = "-O1"
-    subprocess.run([compiler, *flags, *map(str, SOURCES), "-o", str(library), "-lm"], check=True)
+    subprocess.run(
+        [compiler, *flags, "-shared", *map(str, SOURCES), "-o", str(library), "-lm"], check=True
+    )
     asan = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -10,11 +10,15 @@ import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from engine import checkpoint, manifest
 from engine.config import RopeScaling
+from engine.generate.decoder import Run
+from engine.generate.native import NativeDecoder
+from engine.matrices import read_matrices
 from engine.model.cache import KVCache
 from engine.model.config_json import family_of, from_config_json, to_config_json
 from engine.model.families import FAMILIES
@@ -324,6 +328,24 @@ def test_cached_logits_equal_transformers(name, oracle):
         with torch.no_grad():
             parts = [model(it.tokens[:, a:b], cache) for a, b in itertools.pairwise(cuts)]
         assert_close(torch.cat(parts, dim=1), it.long)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_decoder_in_c_equals_transformers(name, oracle, library):
+    """The weights as they lie in the file, at once and token by token, without torch."""
+    it = oracle(name)
+    config = checkpoint.from_config_json(manifest.read_json(it.published / "config.json"), "x")
+    decoder = NativeDecoder(config, read_matrices(it.published, config, None), library, kv="fp32")
+    for expected, ids in ((it.short, it.tokens[:, :SHORT]), (it.long, it.tokens)):
+        cache = decoder.cache(ids.shape[1], rows=2)
+        whole = decoder.forward(
+            cache, [Run(row, ids[row].tolist(), ids.shape[1]) for row in (0, 1)]
+        )
+        assert_close(torch.from_numpy(whole).view_as(expected), expected)
+        assert cache.lengths == [ids.shape[1]] * 2
+    cache, steps = decoder.cache(LONG), it.tokens[0].tolist()
+    each = [decoder.forward(cache, [Run(0, [token])]) for token in steps]
+    assert np.array_equal(np.concatenate(each), whole[:LONG])
 
 
 SAVED = ["llama linear", "qwen2 yarn, mscale", "qwen2 windows", "smollm3 windows, listed"]

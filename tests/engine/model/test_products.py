@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from engine.data.batches import Batch
-from engine.kernels.build import Unavailable
+from engine.kernels.compile import Unavailable
 from engine.kernels.native import Kernels
 from engine.model.products import Products, project
 from engine.train.loss import next_token_loss

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from engine.config import ModelConfig, RopeScaling
-from engine.model.rope import Rotation, attention_factor, frequencies, rotation
+from engine.model.angles import attention_factor
+from engine.model.rope import Rotation, frequencies, rotation
 from engine.model.rope import rotate as rotate_BTNH
 
 

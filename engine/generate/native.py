@@ -1,0 +1,313 @@
+"""A `Decoder` by our own C (`engine/kernels/decoder.c`): on the CPU, without torch.
+
+Its arithmetic knows nothing of batches: the logits after a token are the same to the bit however
+the tokens before it were cut into calls, whatever ran beside them, and whether their keys and
+values were computed or loaded.
+"""
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from ctypes import POINTER, c_int64, c_void_p
+
+import numpy as np
+
+from engine.config import ModelConfig
+from engine.generate.decoder import BLOCK, Cache, Run
+from engine.kernels.decoder import (
+    ACTIVATIONS,
+    FORMATS,
+    CBatch,
+    CCache,
+    CLayer,
+    CMatrix,
+    CModel,
+    CNorm,
+    Library,
+)
+from engine.model.angles import angles, attention_factor
+from engine.quantize import Matrix
+
+PIECE = 256  # tokens that one call runs
+SLACK = 64  # tokens that a windowed layer can be rewound by
+KINDS = {"fp32": ("f32", np.float32), "fp16": ("f16", np.uint16), "int8": ("int8", np.int8)}
+
+
+def _at(array: np.ndarray | None) -> int | None:
+    """Return where an array lies; C reads its numbers in order."""
+    assert array is None or array.flags.c_contiguous
+    return None if array is None else array.ctypes.data
+
+
+class NativeCache:
+    """Keys and values in blocks of 64 tokens, as `decoder.c` reads them."""
+
+    def __init__(self, config: ModelConfig, capacity: int, rows: int, kv: str) -> None:
+        self.capacity = capacity
+        self.lengths = [0] * rows
+        self._written = [0] * rows  # tokens that a row has ever held since it was last emptied
+        whole = -(-capacity // BLOCK)
+        windows = [config.window(layer) for layer in range(config.n_layers)]
+        rings = [-(-(window + PIECE + SLACK) // BLOCK) + 1 for window in windows]
+        self._windows = windows
+        self._blocks = [min(whole, r) if w else whole for r, w in zip(rings, windows, strict=True)]
+        kind, dtype = KINDS[kv]
+        K, H = config.n_kv_heads, config.head_dim
+        self._kept: list[list[np.ndarray]] = []  # keys, values and, in int8, their scales
+        for blocks in self._blocks:
+            shape = (rows, K, blocks, BLOCK * H)
+            kept = [np.zeros(shape, dtype) for _ in range(2)]
+            if kind == "int8":
+                kept += [np.zeros((rows, K, blocks, BLOCK), np.float32) for _ in range(2)]
+            self._kept.append(kept)
+        factor = attention_factor(config)
+        turns = []
+        if config.position == "rope":
+            turned = angles(config, np.arange(capacity), capacity)
+            # The factor sharpens attention in layers whose frequencies are stretched.
+            factors = [factor, 1.0 if config.local_rope_theta else factor]
+            pairs = zip(turned, factors, strict=True)
+            turns = [(np.cos(a) * f, np.sin(a) * f) for a, f in pairs]
+        self._turns = [[x.astype(np.float32) for x in turn] for turn in turns]
+        self.struct = CCache(format=FORMATS[kind])
+        for index, (cosine, sine) in enumerate(self._turns):
+            self.struct.cosine[index], self.struct.sine[index] = _at(cosine), _at(sine)
+        L = config.n_layers
+        for n, name in enumerate(("keys", "values", "key_scales", "value_scales")):
+            places = [_at(kept[n]) if n < len(kept) else None for kept in self._kept]
+            setattr(self.struct, name, (c_void_p * L)(*places))
+        self.struct.blocks = (c_int64 * L)(*self._blocks)
+
+    @property
+    def bytes(self) -> int:
+        """Memory set aside for all keys and values; pages never written take none."""
+        return sum(array.nbytes for kept in self._kept for array in kept)
+
+    def rewind(self, row: int, length: int) -> None:
+        """Cut a row back; see `Cache.rewind`."""
+        if not 0 <= length <= self.lengths[row]:
+            raise ValueError(f"cannot rewind to {length}: row {row} holds {self.lengths[row]}")
+        newest = (self._written[row] - 1) // BLOCK
+        for window, blocks in zip(self._windows, self._blocks, strict=True):
+            oldest = max(0, length - window + 1) // BLOCK
+            if length and window and newest - blocks >= oldest:
+                raise ValueError(f"cannot rewind to {length}: older keys are gone")
+        self.lengths[row] = length
+        if not length:
+            self._written[row] = 0
+
+    def copy(self, source: int, target: int) -> None:
+        """Make a row hold what another holds."""
+        if source == target:
+            return
+        for blocks, kept in zip(self._blocks, self._kept, strict=True):
+            used = min(blocks, -(-self._written[source] // BLOCK))
+            for array in kept:
+                array[target, :, :used] = array[source, :, :used]
+        self.lengths[target] = self.lengths[source]
+        self._written[target] = self._written[source]
+
+    def save_block(self, row: int, index: int) -> np.ndarray:
+        """Return the bytes of a block; see `Cache.save_block`."""
+        if (index + 1) * BLOCK > self.lengths[row]:
+            raise ValueError(f"row {row} holds less than {(index + 1) * BLOCK} tokens")
+        parts = [part.reshape(-1).view(np.uint8) for part in self._parts(row, index)]
+        return np.concatenate(parts)
+
+    def load_block(self, row: int, block: np.ndarray) -> None:
+        """Append a saved block; see `Cache.load_block`."""
+        first = self.lengths[row]
+        if first % BLOCK or first + BLOCK > self.capacity:
+            raise ValueError(f"no room for a block after {first} of {self.capacity} tokens")
+        parts = self._parts(row, first // BLOCK)
+        if len(block) != sum(part.nbytes for part in parts):
+            raise ValueError(f"a block of {len(block)} bytes is of another model")
+        offset = 0
+        for part in parts:
+            data = block[offset : offset + part.nbytes]
+            part[...] = data.view(part.dtype).reshape(part.shape)
+            offset += part.nbytes
+        self._grow(row, BLOCK)
+
+    def _parts(self, row: int, index: int) -> list[np.ndarray]:
+        if any(self._windows):
+            raise ValueError("layers with a sliding window keep no blocks")
+        return [array[row, :, index] for kept in self._kept for array in kept]
+
+    def _grow(self, row: int, tokens: int) -> None:
+        self.lengths[row] += tokens
+        self._written[row] = max(self._written[row], self.lengths[row])
+
+
+class NativeDecoder:
+    """A model's weights, where they lie, and the C that runs them."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        matrices: Mapping[str, Matrix | np.ndarray],
+        library: Library,
+        *,
+        kv: str = "fp16",
+        identity: str = "",
+        threads: int = 0,
+        name: str = "",
+    ) -> None:
+        self.config = config
+        self.identity = identity
+        self.kv = kv
+        self.threads = threads or _cores()
+        self.name = name or f"native {_format_of(matrices)}"
+        self._library = library
+        self.weights = matrices  # the addresses below are theirs
+        self._kept: list[np.ndarray] = []
+        self._model = self._describe()
+        self._room = 0
+        self._work = np.zeros(0, np.uint8)
+
+    def cache(self, capacity: int, rows: int = 1) -> NativeCache:
+        """Return an empty cache; see `Decoder.cache`."""
+        return NativeCache(self.config, capacity, rows, self.kv)
+
+    def forward(self, cache: Cache, runs: Sequence[Run]) -> np.ndarray:
+        """Run tokens of several rows; see `Decoder.forward`."""
+        assert isinstance(cache, NativeCache)
+        rows = [run.row for run in runs]
+        assert len(set(rows)) == len(rows), "each row has one run"
+        for run in runs:
+            if cache.lengths[run.row] + len(run.tokens) > cache.capacity:
+                raise ValueError(f"{len(run.tokens)} tokens more do not fit {cache.capacity}")
+            assert 0 <= run.wanted <= len(run.tokens)
+        sizes = [len(run.tokens) for run in runs]
+        token = np.concatenate([np.asarray(run.tokens, np.int32) for run in runs])
+        assert not len(token) or 0 <= token.min() <= token.max() < self.config.vocab_size
+        row = np.repeat(np.array(rows, np.int32), sizes)
+        place = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+        position = place + np.array(cache.lengths, np.int32)[row]
+        wanted = place >= np.repeat([len(run.tokens) - run.wanted for run in runs], sizes)
+        logits = np.empty((int(wanted.sum()), self.config.vocab_size), np.float32)
+        done = 0
+        for first in range(0, len(token), PIECE):
+            piece = slice(first, first + PIECE)
+            which = np.flatnonzero(wanted[piece]).astype(np.int32)
+            onto = logits[done : done + len(which)]
+            self._run(cache, token[piece], position[piece], row[piece], which, onto)
+            done += len(which)
+        for run in runs:
+            cache._grow(run.row, len(run.tokens))
+        return logits
+
+    def _run(self, cache: NativeCache, token, position, row, which, onto: np.ndarray) -> None:
+        """Run at most PIECE tokens."""
+        if len(token) > self._room:
+            self._room = len(token)
+            size = self._library.workspace_bytes(self._model, self._room, self.threads)
+            self._work = np.zeros(size + 64, np.uint8)
+        arrays = {"token": token, "position": position, "row": row, "which": which}
+        batch = CBatch(
+            many=len(token), wanted=len(which), **{key: _at(array) for key, array in arrays.items()}
+        )
+        work = -(-self._work.ctypes.data // 64) * 64
+        self._library.forward(
+            self._model, cache.struct, batch, work, self._room, _at(onto), self.threads
+        )
+
+    def _describe(self) -> CModel:
+        """Fill in the struct that C reads."""
+        config = self.config
+        layers = (CLayer * config.n_layers)()
+        for index in range(config.n_layers):
+            layers[index] = self._layer(index)
+        tied = config.tie_embeddings
+        model = CModel(
+            D=config.d_model,
+            L=config.n_layers,
+            N=config.n_heads,
+            K=config.n_kv_heads,
+            H=config.head_dim,
+            F=config.d_ff,
+            V=config.vocab_size,
+            rotary=config.rotary_dim,
+            activation=ACTIVATIONS.index(config.activation),
+            centred=config.norm == "layernorm",
+            whole=config.qk_norm == "width",
+            eps=config.norm_eps,
+            scale=config.attention_width**-0.5,
+            softcap=config.attention_softcap,
+            logit_cap=config.logit_softcap,
+            embedding_scale=config.d_model**0.5 if config.scale_embeddings else 1.0,
+            layers=ctypes.cast(layers, POINTER(CLayer)),
+            embedding=self._matrix("embed_tokens"),
+            head=self._matrix("embed_tokens" if tied else "lm_head"),
+            positions=self._matrix("embed_positions"),
+            final=self._norm("norm"),
+        )
+        self._layers = layers
+        return model
+
+    def _layer(self, index: int) -> CLayer:
+        """Fill in the struct of a block."""
+        block, config = f"blocks.{index}", self.config
+        local = config.window(index) > 0
+        norms = {
+            "attention_in": "input_norm",
+            "attention_out": "attention_out_norm",
+            "mlp_in": "mlp_norm",
+            "mlp_out": "mlp_out_norm",
+            "query": "attention.q_norm",
+            "key": "attention.k_norm",
+        }
+        names = {letter: f"attention.{letter}_proj" for letter in "qkvo"}
+        names |= {word: f"mlp.{word}_proj" for word in ("gate", "up", "down")}
+        return CLayer(
+            window=config.window(index),
+            rotation=int(local) if config.rotates(index) else -1,
+            **{key: self._norm(f"{block}.{name}") for key, name in norms.items()},
+            **{key: self._matrix(f"{block}.{name}") for key, name in names.items()},
+        )
+
+    def _norm(self, name: str) -> CNorm:
+        """Return a norm, or an empty one if the model has none of this name."""
+        weight = self._vector(f"{name}.weight")
+        if weight is not None and self.config.norm_offset:
+            weight = self._keep(weight + np.float32(1))
+        return CNorm(_at(weight), _at(self._vector(f"{name}.bias")))
+
+    def _vector(self, name: str) -> np.ndarray | None:
+        found = self.weights.get(name)
+        assert not isinstance(found, Matrix)
+        return None if found is None else self._keep(np.ascontiguousarray(found, np.float32))
+
+    def _keep(self, array: np.ndarray) -> np.ndarray:
+        """Hold on to an array whose address is given away."""
+        self._kept.append(array)
+        return array
+
+    def _matrix(self, name: str) -> CMatrix:
+        """Return a matrix with its bias, or an empty one if the model has none of this name."""
+        matrix = self.weights.get(f"{name}.weight")
+        if matrix is None:
+            return CMatrix()
+        assert isinstance(matrix, Matrix)
+        return CMatrix(
+            format=FORMATS[matrix.format],
+            rows=matrix.rows,
+            columns=matrix.columns,
+            data=_at(matrix.data),
+            scale=_at(matrix.scale),
+            bias=_at(self._vector(f"{name}.bias")),
+        )
+
+
+def _format_of(matrices: Mapping[str, Matrix | np.ndarray]) -> str:
+    """Name the format of the first matrix of a block."""
+    short = {"f32": "fp32", "f16": "fp16"}
+    found = next(m for n, m in matrices.items() if isinstance(m, Matrix) and n.startswith("blocks"))
+    return short.get(found.format, found.format)
+
+
+def _cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

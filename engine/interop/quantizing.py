@@ -1,0 +1,155 @@
+"""Making a checkpoint smaller: its matrices rounded to int8 or int4, streamed into a new folder.
+
+One matrix is held at a time. What is written is a checkpoint of ours, under our names and in the
+layout that our C maps (`engine/matrices.py`); no other program reads it.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.adapter_config import MERGE, is_adapter, weights_digest
+from engine.config import ModelConfig
+from engine.errors import CheckpointError, RecipeError
+from engine.files import whole_folder
+from engine.interop.exporting import PLAIN
+from engine.interop.importing import Progress, check_free
+from engine.manifest import read_config, read_json, read_manifest, write_json, write_manifest
+from engine.matrices import (
+    pack_parameter,
+    plain_parameters,
+    quantization,
+    quantized_layout,
+    stored_format,
+)
+from engine.model.config_json import QUANTIZATION
+from engine.model.shapes import parameter_shapes
+from engine.quantize import Format, format_of, relative_error, widen
+from engine.text.tokenizer import load_tokenizer
+from engine.weights import DTYPES, TensorSpec, check_room, write_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized:
+    """What came of it, the last thing that `quantize` yields."""
+
+    folder: Path
+    format: Format
+    matrices: int
+    bytes_before: int
+    bytes: int
+    mean_error: float  # of all matrices: ‖W - W'‖ / ‖W‖
+    largest_error: float
+    largest: str  # which matrix has that
+
+
+def quantize(
+    folder: Path, out: Path, format: Format, *, force: bool = False
+) -> Iterator[Progress | Quantized]:
+    """Write a checkpoint with its matrices rounded; yields progress, then the result.
+
+    Raises: CheckpointError if it is no whole, unrounded model; RecipeError if `out` exists, with
+    `force` if that is not an earlier outcome; ResourceError if the disk refuses.
+    """
+    _check_out(folder, out, force)
+    if is_adapter(folder):
+        raise CheckpointError(f"{folder}: is an adapter, not a whole model; {MERGE.format(folder)}")
+    manifest = read_manifest(folder)
+    if already := stored_format(folder):
+        raise CheckpointError(f"{folder}: is quantized already, to {already}; take its original")
+    config = read_config(folder)
+    load_tokenizer(folder)
+    specs = _plan(folder, config, format)
+    total = sum(spec.bytes for spec in specs)
+    check_room(out, total + 50_000_000)
+    errors: dict[str, float] = {}
+    done = 0
+    with whole_folder(out, replace=force) as made:
+        for spec in write_weights(made, specs, _tensors(folder, config, format, errors)):
+            done += spec.bytes
+            yield Progress(done, total)
+        worst = max(errors, key=lambda name: errors[name])
+        result = Quantized(
+            folder=out,
+            format=format,
+            matrices=len(errors),
+            bytes_before=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+            bytes=total,
+            mean_error=sum(errors.values()) / len(errors),
+            largest_error=errors[worst],
+            largest=worst,
+        )
+        _write_small(folder, made, format)
+        write_manifest(made, _lineage(folder, manifest, result))
+    yield result
+
+
+def _check_out(folder: Path, out: Path, force: bool) -> None:
+    """Raise RecipeError if `out` is not free to be written."""
+    if os.path.lexists(out) and out.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise RecipeError(f"{out} holds the model itself; choose another place with -o")
+    if not force:
+        check_free(out)
+    elif os.path.lexists(out):
+        ours = (out / "config.json").is_file() and stored_format(out)
+        if not ours or out.is_symlink():
+            raise RecipeError(
+                f"{out} exists and is no quantized checkpoint, the only thing that --force"
+                " replaces; choose another place with -o"
+            )
+
+
+def _plan(folder: Path, config: ModelConfig, format: Format) -> list[TensorSpec]:
+    """List what is to be written: matrices in the order in which they are read, then vectors."""
+    shapes = parameter_shapes(config)
+    ordered = {name: shapes[name] for name, _ in plain_parameters(folder, config)}
+    layout = quantized_layout(ordered, format)
+    return [TensorSpec(name, shape, DTYPES[kind]) for name, (kind, shape) in layout.items()]
+
+
+def _tensors(
+    folder: Path, config: ModelConfig, format: Format, errors: dict[str, float]
+) -> Iterator[Tensor]:
+    """Yield what `_plan` lists, and note the error of each matrix."""
+    vectors = []
+    for name, values in plain_parameters(folder, config):
+        if values.ndim == 1:
+            vectors.append(torch.from_numpy(np.array(widen(values))))
+            continue
+        matrix = pack_parameter(name, values, format_of(name, format), folder)
+        errors[name] = relative_error(values, matrix)
+        assert matrix.scale is not None
+        yield torch.from_numpy(matrix.data)
+        yield torch.from_numpy(matrix.scale)
+    yield from vectors
+
+
+def _write_small(folder: Path, made: Path, format: Format) -> None:
+    """Bring along everything but the weights, and say in config.json how those lie."""
+    for pattern in (*PLAIN, "recipe.yaml"):
+        for file in folder.glob(pattern):
+            shutil.copyfile(file, made / file.name)
+    raw = read_json(folder / "config.json")
+    write_json(made / "config.json", raw | {QUANTIZATION: quantization(format)})
+
+
+def _lineage(folder: Path, manifest: dict[str, Any], result: Quantized) -> dict[str, Any]:
+    """Keep what the original's manifest says of its making, and say what was done to it."""
+    facts = {key: value for key, value in manifest.items() if key not in ("schema", "files")}
+    made = {
+        "folder": str(folder.resolve()),
+        "weights": weights_digest(folder),
+        "format": result.format,
+        "mean_error": result.mean_error,
+        "largest_error": {result.largest: result.largest_error},
+    }
+    assert math.isfinite(result.mean_error)
+    return facts | {"quantized": made}

@@ -1,0 +1,107 @@
+"""`lm quantize` as a person meets it, and what other commands make of its outcome."""
+
+import json
+
+import pytest
+
+from engine.checkpoint import Snapshot, save
+from engine.config import SampleConfig
+from tests.conftest import make_model
+from tests.engine.test_adapter import write_tuned
+
+GREEDY = ("--temperature", "0", "--max-tokens", "6", "--seed", "1")
+
+
+@pytest.fixture
+def place(tmp_path, tokenizer):
+    """The folder that commands look in, with one model."""
+    snapshot = Snapshot(
+        step=3,
+        model=make_model(),
+        tokenizer=tokenizer,
+        recipe_yaml="",
+        sample=SampleConfig(),
+        facts={},
+        optimizer={},
+        state={},
+    )
+    save(tmp_path / "checkpoints" / "small", snapshot, best=True)
+    return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_a_quantized_model_is_made_shown_verified_and_used(format, run, place):
+    made = run("quantize", "small", "--to", format)
+    assert made.code == 0 and made.out == ""
+    first, second, third, last = made.err.splitlines()[-4:]
+    assert first.startswith("weights  ") and " kB → " in first and "16 matrices" in first
+    assert second.startswith("error    ") and "% at most (" in second
+    assert third.startswith(f"made checkpoints/small-{format} (peak memory")
+    assert last == f"next: lm generate 'Once' -m small-{format}"
+    assert run("verify", f"small-{format}").code == 0
+    shown = run("show", f"small-{format}").out
+    assert f", {format}\n" in shown and f"quantized  to {format} from {place}/small" in shown
+    assert run("show", f"small-{format}", "--fit").code == 0
+    said = run("generate", "def ", "-m", f"small-{format}", *GREEDY)
+    assert said.code == 0 and said.out
+
+
+def test_it_says_as_json_what_it_says_in_words(run, place):
+    result = run("quantize", "small", "--to", "int8", "-o", "x", "--json", "-q")
+    facts = json.loads(result.out)
+    assert facts["schema"] == "lm/quantize/1" and facts["folder"] == "x"
+    assert facts["original"] == "checkpoints/small/best" and facts["format"] == "int8"
+    assert facts["bytes"] < 0.4 * facts["bytes_before"]
+    assert 0.001 < facts["mean_error"] <= facts["largest_error"] < 0.02
+    assert facts["largest"].startswith(("blocks.", "embed", "lm_head"))
+    assert result.err == ""
+
+
+def test_int4_is_rougher_and_smaller_than_int8(run, place):
+    eight, four = (
+        json.loads(run("quantize", "small", "--to", format, "--json").out)
+        for format in ("int8", "int4")
+    )
+    assert four["bytes"] < eight["bytes"] and four["mean_error"] > 3 * eight["mean_error"]
+
+
+def test_what_is_in_the_way_is_said(run, place):
+    assert run("quantize", "small", "--to", "int8").code == 0
+    again = run("quantize", "small", "--to", "int8")
+    assert again.code == 2 and "checkpoints/small-int8 exists" in again.err
+    assert run("quantize", "small", "--to", "int8", "--force").code == 0
+    itself = run("quantize", "small", "--to", "int8", "-o", "checkpoints/small", "--force")
+    assert itself.code == 2 and "holds the model itself" in itself.err
+    assert run("verify", "small").code == 0
+
+
+def test_what_cannot_be_quantized_is_said(run, place, tokenizer):
+    write_tuned(place, tokenizer)
+    adapter = run("quantize", "tuned", "--to", "int8")
+    assert adapter.code == 3 and "merge it first: lm merge" in adapter.err
+    run("quantize", "small", "--to", "int8")
+    twice = run("quantize", "small-int8", "--to", "int4")
+    assert twice.code == 3 and "is quantized already, to int8" in twice.err
+    assert run("quantize", "nothing", "--to", "int8").code == 3
+    assert run("quantize", "small", "--to", "int3").code == 2
+    assert sorted(path.name for path in place.iterdir()) == ["base", "small", "small-int8", "tuned"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("export", "small-int8", "--to", "gguf"),
+        ("export", "small-int8", "--to", "hf"),
+        ("finetune", "sft", "-m", "small-int8", "data.train=rows.jsonl", "-o", "tuned"),
+        ("import", "checkpoints/small-int8", "-o", "checkpoints/more"),
+    ],
+    ids=lambda words: words[0] + words[-1],
+)
+def test_what_a_quantized_model_cannot_do_is_one_line(words, run, place, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 50)
+    run("quantize", "small", "--to", "int8")
+    result = run(*words)
+    assert result.code == 3
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "quantized" in errors[0]
+    assert "Traceback" not in result.err

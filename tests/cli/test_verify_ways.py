@@ -1,0 +1,66 @@
+"""`lm generate --verify` shows every way, and exits with 7 naming the first difference."""
+
+import json
+
+import pytest
+
+from engine.generate.agreement import WAYS
+from engine.generate.reference import TorchDecoder
+from tests.cli.test_errors import failed
+from tests.engine.interop.folders import imported, write_folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("place")
+    write_folder(folder / "source", tokenizer)
+    imported(folder / "source", folder / "checkpoints" / "tiny")
+    return folder
+
+
+def verify(run, place, *words):
+    more = ("-m", "tiny", "--verify", "--max-tokens", 9, "--kernels", "torch", *words)
+    return run("generate", "def add(a, b):\n" * 9, *more, cwd=place)
+
+
+def test_every_way_is_a_row(run, place):
+    result = verify(run, place)
+    assert result.code == 0, result.err
+    rows = [line.split() for line in result.out.splitlines()]
+    assert [row[2] for row in rows] == list(WAYS)
+    assert all(row[:2] == ["torch", "fp32"] and row[3:6] == ["9", "ids", "same"] for row in rows)
+    assert rows[0][-3:] == ["to", "the", "bit"]
+    assert "the same in every way for: torch fp32" in result.err
+
+    found = json.loads(verify(run, place, "--json").out)
+    assert found["schema"] == "lm/verify-generate/1" and found["ok"]
+    (decoder,) = found["decoders"]
+    assert [way["name"] for way in decoder["ways"]] == list(WAYS)
+    assert all(way["same"] and len(way["ids"]) == 9 for way in decoder["ways"])
+
+
+def test_a_difference_is_named(run, place, monkeypatch):
+    right = TorchDecoder.forward
+
+    def wrong(self, cache, runs):
+        logits = right(self, cache, runs)
+        return -logits if len(runs) == 3 and cache.lengths[0] > 130 else logits
+
+    monkeypatch.setattr(TorchDecoder, "forward", wrong)
+    result = verify(run, place)
+    assert result.code == 7 and len(result.out.splitlines()) == len(WAYS)
+    assert "torch fp32: batched gives" in result.err and "where uncached gives" in result.err
+    result = verify(run, place, "--json")
+    assert result.code == 7 and json.loads(result.out)["ok"] is False
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--temperature", 1), "leave out --temperature"),
+        (("-n", 2), "leave out -n"),
+        (("--stop", "x"), "leave out --stop"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(run, place, words, said):
+    failed(verify(run, place, *words), 2, said)

@@ -1,0 +1,120 @@
+"""All ways of continuing agree on a sound decoder, and each is caught when just it is broken."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from engine.generate import agreement, decode
+from engine.generate.agreement import WAYS, Way, agree
+from engine.generate.decoder import BLOCK, Cache, Run
+from engine.generate.reference import TorchCache, TorchDecoder
+from tests.conftest import make_model
+
+PROMPT = [int(i) for i in np.random.default_rng(0).integers(1, 399, 75)]
+
+
+def ways(decoder, tokenizer, prompt: Sequence[int] = PROMPT, most: int = 12) -> dict[str, Way]:
+    return {way.name: way for way in agree(decoder, tokenizer, prompt, most)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sound_decoder_agrees_in_every_way(tokenizer, seed):
+    decoder = TorchDecoder(make_model(seed, n_kv_heads=2))
+    found = ways(decoder, tokenizer)
+    assert list(found) == list(WAYS) and len(found["uncached"].ids) == 12
+    for way in found.values():
+        assert way.same and way.first_difference is None and way.ids == found["uncached"].ids
+        assert way.largest < 1e-4, "sums in another order"
+    assert found["uncached"].exact and found["uncached"].largest == 0
+    peers = decoder.model.generate if hasattr(decoder.model, "generate") else None
+    assert peers is None, "an independent loop is in test_decode.py"
+
+
+class Broken:
+    """A decoder that computes wrong where `fault` says so."""
+
+    def __init__(self, decoder: TorchDecoder, fault) -> None:
+        self.decoder, self.fault = decoder, fault
+        self.config, self.name, self.identity = decoder.config, decoder.name, ""
+
+    def cache(self, capacity: int, rows: int = 1) -> Cache:
+        cache = self.decoder.cache(capacity, rows)
+        if self.fault == "block":
+            cache.__class__ = StaleBlocks
+        return cache
+
+    def forward(self, cache: TorchCache, runs: Sequence[Run]) -> np.ndarray:
+        fault, run, held = self.fault, runs[0], cache.lengths[runs[0].row]
+        if fault == "forgets" and held and len(run.tokens) == 1:
+            cache.rewind(run.row, held - 1)  # the newest token is lost
+            self.decoder.forward(cache, [Run(run.row, [run.tokens[0]], wanted=0)])
+        if fault == "cuts" and 1 < len(run.tokens) == agreement.PIECES[2]:
+            runs = [Run(run.row, [run.tokens[0], *run.tokens[:-1]], run.wanted)]
+        if fault == "mixes" and len(runs) == 3:
+            return np.roll(self.decoder.forward(cache, runs), 1, axis=0)
+        if fault == "guesses" and run.wanted > 1:
+            return np.roll(self.decoder.forward(cache, runs), 1, axis=0)
+        return self.decoder.forward(cache, runs)
+
+
+class StaleBlocks(TorchCache):
+    """Gives back the first block in place of any."""
+
+    def save_block(self, row: int, index: int) -> np.ndarray:
+        return np.roll(super().save_block(row, index), 4)
+
+
+BREAKS = {
+    "forgets": {"cached"},
+    "cuts": {"chunked"},
+    "mixes": {"batched"},
+    "guesses": {"corrected"},
+    "block": {"restored"},
+}
+
+
+@pytest.mark.parametrize("fault", BREAKS)
+def test_a_broken_way_is_caught(tokenizer, fault):
+    found = ways(Broken(TorchDecoder(make_model()), fault), tokenizer)
+    differ = {name for name, way in found.items() if way.same is False}
+    assert BREAKS[fault] <= differ
+    if fault not in ("forgets", "guesses"):
+        assert differ == BREAKS[fault], "and no other"
+    for name in differ:
+        way, first = found[name], found[name].first_difference
+        assert first is not None and way.ids[:first] == found["uncached"].ids[:first]
+        assert way.ids[first : first + 1] != found["uncached"].ids[first : first + 1]
+        assert way.largest > 1e-3 and not way.exact
+
+
+def test_a_stream_of_its_own_mind_is_caught(tokenizer, monkeypatch):
+    monkeypatch.setattr(decode, "sample", lambda logits_V, *rest: int(np.argsort(logits_V)[-2]))
+    found = ways(TorchDecoder(make_model()), tokenizer)
+    assert found["streamed"].same is False and found["streamed"].first_difference == 0
+    assert found["streamed"].largest < 1e-4, "the logits were right, the choice was not"
+    assert found["cached"].same
+
+
+def test_an_end_ends_every_way(tokenizer, monkeypatch):
+    decoder = TorchDecoder(make_model())
+    long = ways(decoder, tokenizer)["uncached"].ids
+    end = next(i for i, token in enumerate(long) if i > 2 and token not in long[:i])
+    monkeypatch.setattr(tokenizer, "ends", frozenset([long[end]]))
+    found = ways(decoder, tokenizer)
+    assert all(way.same and way.ids == long[: end + 1] for way in found.values())
+
+
+def test_what_cannot_be_tried_says_why(tokenizer):
+    short = ways(TorchDecoder(make_model()), tokenizer, PROMPT[:5])
+    assert short["restored"].same is None and f"more than {BLOCK}" in short["restored"].note
+    # A prompt below one block reaches it while it is continued.
+    assert ways(TorchDecoder(make_model()), tokenizer, PROMPT[:60])["restored"].same
+    windowed = ways(TorchDecoder(make_model(sliding_window=8)), tokenizer)
+    assert windowed["restored"].same is None and "window" in windowed["restored"].note
+    assert all(way.same for name, way in windowed.items() if name != "restored")
+
+
+def test_one_token_is_enough_to_begin_with(tokenizer):
+    found = ways(TorchDecoder(make_model()), tokenizer, PROMPT[:1], most=5)
+    assert all(way.same for name, way in found.items() if name != "restored")

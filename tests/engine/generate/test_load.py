@@ -1,0 +1,67 @@
+"""Loading to generate with: what was asked for, whole, or one clear error."""
+
+import pytest
+
+from engine.checkpoint import Snapshot, save
+from engine.config import SampleConfig
+from engine.errors import CheckpointError, RecipeError
+from engine.generate.decode import generate, prefill
+from engine.generate.load import load_decoder
+from engine.generate.reference import TorchDecoder
+from tests.conftest import make_model
+
+GREEDY = SampleConfig(temperature=0, max_tokens=8)
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """A checkpoint of a tiny model."""
+    snapshot = Snapshot(
+        step=1,
+        model=make_model(),
+        tokenizer=tokenizer,
+        recipe_yaml="",
+        sample=SampleConfig(),
+        facts={},
+        optimizer={},
+        state={},
+    )
+    return save(tmp_path / "run", snapshot, best=True)
+
+
+def said(decoder, tokenizer) -> list[int]:
+    start = prefill(decoder, [5, 17, 300], decoder.cache(32))
+    return [token.id for token in generate(decoder, tokenizer, start, GREEDY, seed=0)]
+
+
+def test_it_says_what_the_saved_model_says(folder, tmp_path, tokenizer):
+    loaded = load_decoder(folder, kernels="torch", cache=tmp_path)
+    assert said(*loaded) == said(TorchDecoder(make_model()), tokenizer)
+    assert said(*loaded) != said(TorchDecoder(make_model(1)), tokenizer)  # the control
+
+
+def test_a_decoder_is_named_by_what_it_computes_in(folder, tmp_path):
+    names = {}
+    for dtype in ("auto", "fp32", "bf16"):
+        decoder, _ = load_decoder(folder, dtype=dtype, kernels="torch", cache=tmp_path)
+        names[dtype] = decoder.name
+    assert names == {"auto": "torch fp32", "fp32": "torch fp32", "bf16": "torch bf16"}
+
+
+def test_an_identity_is_that_of_weights_and_precision(folder, tmp_path):
+    def identity(**how: str) -> str:
+        return load_decoder(folder, kernels="torch", cache=tmp_path, **how)[0].identity
+
+    assert identity() == identity(dtype="fp32") != identity(dtype="bf16")
+    assert len(identity()) == 64
+
+
+@pytest.mark.parametrize("how", [{"dtype": "int8"}, {"dtype": "int4"}, {"kv": "int8"}], ids=str)
+def test_torch_refuses_what_only_our_kernels_can(folder, tmp_path, how):
+    with pytest.raises(RecipeError, match="needs our own kernels"):
+        load_decoder(folder, kernels="torch", cache=tmp_path, **how)
+
+
+def test_what_is_no_checkpoint_is_one_clear_error(tmp_path):
+    with pytest.raises(CheckpointError):
+        load_decoder(tmp_path, kernels="torch", cache=tmp_path)

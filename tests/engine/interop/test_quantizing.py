@@ -1,0 +1,209 @@
+"""A checkpoint rounded to fewer bits: what is written, what is refused, what a disk may do."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from engine.checkpoint import load_model
+from engine.errors import CheckpointError, RecipeError, ResourceError
+from engine.interop.importing import Progress
+from engine.interop.quantizing import Quantized, quantize
+from engine.manifest import read_config, read_json, read_manifest
+from engine.matrices import read_matrices
+from engine.model.int8 import quantize as by_torch
+from engine.model.int8 import widen
+from engine.quantize import Matrix, format_of, pack, unpack
+from engine.tensors import SINGLE
+from tests.engine.model.test_families import CASES
+from tests.engine.test_matrices import make, sign
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """A small Llama with tokenizer and settings."""
+    return made(tmp_path / "model", tokenizer, "SmolLM2")
+
+
+def made(folder, tokenizer, case, stored="f32"):
+    make(folder, CASES[case], stored)
+    tokenizer.save(folder, 96)
+    (folder / "generation_config.json").write_text('{"temperature": 0.3}')
+    (folder / "LICENSE").write_text("free")
+    sign(folder)
+    return folder
+
+
+def result(*arguments, **options) -> Quantized:
+    *_, last = quantize(*arguments, **options)
+    assert isinstance(last, Quantized)
+    return last
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("case", ["SmolLM2", "gpt2", "Phi-3-mini-4k", "Gemma-2", "Qwen2.5"])
+def test_what_is_written_is_what_packing_gives(case, format, tmp_path, tokenizer):
+    """On disk, for C, and widened for torch; fused, transposed and tied ones too."""
+    folder = made(tmp_path / "model", tokenizer, case, "bf16")
+    said = result(folder, tmp_path / "out", format)
+    config = read_config(folder)
+    assert read_config(tmp_path / "out") == config
+    on_the_fly = read_matrices(folder, config, format)
+    stored = read_matrices(tmp_path / "out", config, None)
+    model, _ = load_model(tmp_path / "out")
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    errors = {}
+    assert set(stored) == set(on_the_fly)
+    for name, matrix in stored.items():
+        other = on_the_fly[name]
+        if not isinstance(matrix, Matrix):
+            assert np.array_equal(matrix, other) and np.array_equal(matrix, state[name])
+            continue
+        assert isinstance(other, Matrix) and matrix.scale is not None and other.scale is not None
+        assert matrix.format == other.format == format_of(name, format)
+        assert np.array_equal(matrix.data, other.data)
+        assert np.array_equal(matrix.scale, other.scale)
+        assert np.array_equal(state[name], unpack(matrix))
+        original = unpack(read_matrices(folder, config, "f32")[name])
+        errors[name] = np.linalg.norm(state[name] - original) / np.linalg.norm(original)
+    assert said.matrices == len(errors)
+    assert said.mean_error == pytest.approx(np.mean(list(errors.values())), rel=1e-4)
+    assert said.largest_error == pytest.approx(errors[said.largest], rel=1e-4)
+    assert said.largest_error == pytest.approx(max(errors.values()), rel=1e-4)
+
+
+def test_int8_is_within_half_a_step_of_the_model_by_another_reckoning(folder, tmp_path):
+    """As `engine/model/int8.py` rounds, from the original's own weights."""
+    result(folder, tmp_path / "out", "int8")
+    before, after = (load_model(place)[0].state_dict() for place in (folder, tmp_path / "out"))
+    for name, weight in before.items():
+        expected = widen(*by_torch(weight)) if weight.ndim == 2 else weight
+        assert torch.equal(after[name], expected), name
+
+
+def test_progress_ends_with_all_and_the_figures_are_those_of_the_files(folder, tmp_path):
+    *progress, last = quantize(folder, tmp_path / "out", "int8")
+    assert isinstance(last, Quantized)
+    steps = [event.done for event in progress if isinstance(event, Progress)]
+    assert steps == sorted(steps) and len(steps) == len(progress) and steps[-1] == last.bytes
+    size = (tmp_path / "out" / SINGLE).stat().st_size
+    assert last.bytes < size < last.bytes + 20_000
+    assert last.bytes_before == (folder / SINGLE).stat().st_size
+
+
+def test_small_files_come_along_and_the_manifest_says_where_from(folder, tmp_path):
+    result(folder, tmp_path / "out", "int4")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest["quantized"]["folder"] == str(folder.resolve())
+    assert manifest["quantized"]["format"] == "int4" and len(manifest["quantized"]["weights"]) == 64
+    assert set(manifest["files"]) == {file.name for file in (tmp_path / "out").iterdir()} - {
+        "manifest.json"
+    }
+    raw = read_json(tmp_path / "out" / "config.json")
+    assert raw.pop("quantization_config") == {
+        "quant_method": "lm-workbench",
+        "format": "int4",
+        "version": 1,
+    }
+    assert raw == read_json(folder / "config.json")
+
+
+def test_every_matrix_begins_at_a_cache_line(folder, tmp_path):
+    result(folder, tmp_path / "out", "int4")
+    data = (tmp_path / "out" / SINGLE).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    matrices = [entry for entry in header.values() if entry.get("dtype") == "U8"]
+    assert len(matrices) > 10
+    assert all((8 + length + entry["data_offsets"][0]) % 64 == 0 for entry in matrices)
+
+
+def test_what_is_there_is_replaced_only_by_force_and_only_if_it_is_ours(folder, tmp_path):
+    out = tmp_path / "out"
+    result(folder, out, "int8")
+    with pytest.raises(RecipeError, match="exists"):
+        result(folder, out, "int4")
+    assert read_json(out / "config.json")["quantization_config"]["format"] == "int8"
+    result(folder, out, "int4", force=True)
+    assert read_json(out / "config.json")["quantization_config"]["format"] == "int4"
+    for other in (made_plain(tmp_path / "plain"), made_link(tmp_path / "link", out)):
+        with pytest.raises(RecipeError, match="is no quantized checkpoint"):
+            result(folder, other, "int8", force=True)
+    assert (tmp_path / "plain" / "thesis.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model", "out", "plain"]
+
+
+def made_plain(folder):
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    return folder
+
+
+def made_link(link, target):
+    link.symlink_to(target)
+    return link
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_model_is_not_written_over_itself(force, folder):
+    before = (folder / SINGLE).read_bytes()
+    for out in (folder, folder.parent):
+        with pytest.raises(RecipeError, match="holds the model itself"):
+            result(folder, out, "int8", force=force)
+    assert (folder / SINGLE).read_bytes() == before
+
+
+def test_a_quantized_model_is_not_rounded_again(folder, tmp_path):
+    result(folder, tmp_path / "out", "int8")
+    with pytest.raises(CheckpointError, match="is quantized already, to int8"):
+        result(tmp_path / "out", tmp_path / "again", "int4")
+
+
+def test_weights_that_are_no_numbers_make_nothing(folder, tmp_path):
+    tensors = safetensors.torch.load_file(folder / SINGLE)
+    tensors["model.layers.1.mlp.up_proj.weight"][2, 2] = float("inf")
+    safetensors.torch.save_file(tensors, folder / SINGLE)
+    sign(folder)
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.up_proj\.weight holds NaN"):
+        result(folder, tmp_path / "out", "int8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_full_disk_leaves_what_was_there(force, folder, tmp_path, monkeypatch):
+    if force:
+        result(folder, tmp_path / "out", "int8")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("engine.weights._write_tensor", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        result(folder, tmp_path / "out", "int4", force=force)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", *["out"] * force]
+    if force:
+        assert (
+            read_json(tmp_path / "out" / "config.json")["quantization_config"]["format"] == "int8"
+        )
+        read_manifest(tmp_path / "out")
+
+
+def test_an_interruption_leaves_nothing(folder, tmp_path):
+    events = quantize(folder, tmp_path / "out", "int8")
+    next(events)
+    events.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_packing_is_what_decides(folder, tmp_path):
+    """Control: the numbers of another format are others."""
+    config = read_config(folder)
+    original = read_matrices(folder, config, "f32")["blocks.0.mlp.up_proj.weight"]
+    assert isinstance(original, Matrix)
+    eight, four = (unpack(pack(original.data, format)) for format in ("int8", "int4"))
+    assert not np.array_equal(eight, four)
