@@ -48,7 +48,7 @@ class Request:
     logprobs: int | None
     number: int
     on_overflow: str
-    how: dict[str, str]  # it is computed: device, dtype, kernels, kv
+    how: dict[str, Any]  # it is computed: device, dtype, kernels, kv
     draft: str | None = None  # what guesses ahead
     draft_tokens: int | None = None
     prefix_room: int | None = None  # bytes on disk for prompts that were read; None: not kept
