@@ -10,7 +10,6 @@ Source: Leviathan et al. 2023, arXiv:2211.17192, theorem 3.8.
 
 from collections import deque
 from dataclasses import dataclass
-from statistics import median
 
 MOST = 16  # guesses a pass, where nobody said otherwise
 MEMORY = 12.0  # all that was seen before weighs as much as so many guesses
@@ -31,7 +30,9 @@ class Speculated:
     guessing: int  # those that checked guesses
     guessed: int
     accepted: int
-    expected: float | None  # times as fast as without, from acceptance and the median costs
+    expected: (
+        float | None
+    )  # times as fast as without, from acceptance and what a step and a guess usually cost
     real: float | None  # the same from all seconds that it took; None before a plain step
     off: str  # why guessing was switched off, for good or for a while; empty if it never was
 
@@ -51,14 +52,19 @@ def speed_up(right: float, count: int, cost: float) -> float:
     return tokens / (1 + count * cost)
 
 
+def _usual(seconds: deque[float]) -> float:
+    """Return the lower quartile: what else the machine does only makes things take longer."""
+    return sorted(seconds)[len(seconds) // 4]
+
+
 class Pace:
     """Chooses how many tokens to guess next."""
 
     def __init__(self, most: int = MOST, cost: float = 0.1) -> None:
         """At most `most` at once; one costs `cost` plain steps as long as nothing was measured."""
         self.most, self.cost = most, cost
-        self._steps: deque[float] = deque(maxlen=9)  # seconds of plain steps
-        self._costs: deque[float] = deque(maxlen=9)  # of a guess, in plain steps
+        self._steps: deque[float] = deque(maxlen=15)  # seconds of plain steps
+        self._costs: deque[float] = deque(maxlen=15)  # of a guess, in plain steps
         self.begin()
 
     def begin(self, timed: bool = True) -> None:
@@ -106,7 +112,7 @@ class Pace:
         self._right = older * self._right + accepted
         self._seen = older * self._seen + min(accepted + 1, guessed)
         if self._steps and self._guessing > 1:  # the first time, a draft reads the whole prompt
-            step = median(self._steps)
+            step = _usual(self._steps)
             self._costs.append(max(0.0, seconds - step) / (step * guessed))
 
     def report(self, guesser: str) -> Speculated:
@@ -114,9 +120,9 @@ class Pace:
         tokens = self._forwards + self._accepted
         expected = real = None
         if self._steps and self._forwards:
-            cost = median(self._costs) if self._costs else 0.0
+            cost = _usual(self._costs) if self._costs else 0.0
             expected = tokens / (self._forwards + cost * self._guessed)
-            real = tokens * median(self._steps) / self._seconds
+            real = tokens * _usual(self._steps) / self._seconds
         return Speculated(
             guesser=guesser,
             tokens=tokens,
@@ -135,7 +141,7 @@ class Pace:
         return max(range(self.most + 1), key=lambda count: speed_up(right, count, cost))
 
     def _cost(self) -> float:
-        return median(self._costs) if self._timed and self._costs else self.cost
+        return _usual(self._costs) if self._timed and self._costs else self.cost
 
     def _lose(self) -> None:
         """Pause, each time for longer, then give guessing another try."""

@@ -13,6 +13,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +22,11 @@ from engine.errors import ResourceError
 from engine.files import write_whole
 
 BUILDING = "building-"
+SECONDS = 120  # that a compiler is waited for
 OPENMP = "-fopenmp"
 NATIVE = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
 # Sums may be fused and square roots taken in line, but nothing that would lose a NaN.
-FLAGS = [NATIVE, "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
+FLAGS = [NATIVE, "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +46,38 @@ def build(
 
     Where the compiler knows no OpenMP, it is built for one thread.
     """
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    compiler = _find_compiler()
     if compiler is None:
         return Unavailable("no C compiler (cc) was found")
     try:
-        parts = [_facts(compiler), _processor(), *FLAGS, *flags]
-        parts += [path.read_text(encoding="utf-8") for path in (*sources, *included)]
-        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-        library = place(cache) / f"{key}.so"
+        library = _library(compiler, [*sources, *included], flags, cache)
         if not _is_whole(library):
             _compile([compiler, *FLAGS, *flags], sources, library)
         return library
     except (OSError, subprocess.SubprocessError, ResourceError) as error:
         return Unavailable(f"{compiler} made no library that loads: {reason(error)}")
+
+
+def compiler_for(
+    sources: Sequence[Path], included: Sequence[Path], flags: Sequence[str], cache: Path
+) -> str:
+    """Name the compiler that `build` would start; nothing if it would not."""
+    if compiler := _find_compiler():
+        with suppress(OSError):
+            if not _is_whole(_library(compiler, [*sources, *included], flags, cache)):
+                return Path(compiler).name
+    return ""
+
+
+def _find_compiler() -> str | None:
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+
+
+def _library(compiler: str, files: Sequence[Path], flags: Sequence[str], cache: Path) -> Path:
+    """Return where the library lies once it is built."""
+    parts = [_facts(compiler), _processor(), *FLAGS, *flags]
+    parts += [path.read_text(encoding="utf-8") for path in files]
+    return place(cache) / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
 
 
 def place(cache: Path) -> Path:
@@ -97,18 +119,26 @@ def _compile(command: list[str], sources: Sequence[Path], library: Path) -> None
             shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=BUILDING) as folder:
         made = Path(folder) / library.name
-        rest = [*map(str, sources), "-o", str(made), "-lm"]
         try:
-            _run([*command, OPENMP, *rest], 300)
+            _make([*command, OPENMP], sources, made)
         except subprocess.CalledProcessError:
-            _run([*command, *rest], 300)
+            _make(command, sources, made)
         write_whole(library.with_suffix(".sha256"), hashlib.sha256(made.read_bytes()).hexdigest())
         os.replace(made, library)
 
 
-def _run(command: list[str], seconds: float) -> None:
+def _make(command: list[str], sources: Sequence[Path], library: Path) -> None:
+    """Compile all sources at the same time, then link. Raises: OSError, SubprocessError."""
+    objects = [str(library.with_name(f"{source.stem}.o")) for source in sources]
+    pairs = zip(map(str, sources), objects, strict=True)
+    with ThreadPoolExecutor() as pool:  # of threads that wait for the compiler's processes
+        list(pool.map(lambda pair: _run([*command, "-c", pair[0], "-o", pair[1]]), pairs))
+    _run([*command, "-shared", *objects, "-o", str(library), "-lm"])
+
+
+def _run(command: list[str]) -> None:
     """Run a compiler. Raises: OSError, SubprocessError."""
-    subprocess.run(command, capture_output=True, timeout=seconds, check=True)
+    subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
 
 
 def reason(error: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.kernels.compile import Unavailable, build
 
-SOURCE = Path(__file__).with_name("decoder.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("matrix.c", "decoder.c")]
 INCLUDED = [Path(__file__).with_name(name) for name in ("matrix.h", "vector.h")]
 FLAGS = ["-O2", "-mprefer-vector-width=512"]
 FORMATS = {"f32": 0, "f16": 1, "bf16": 2, "int8": 3, "int4": 4}
@@ -100,7 +100,7 @@ class Library:
 
 def load_library(cache: Path) -> Library | Unavailable:
     """Load the decoder from below `cache`, building it first if this machine never did."""
-    path = build([SOURCE], INCLUDED, FLAGS, cache)
+    path = build(SOURCES, INCLUDED, FLAGS, cache)
     if isinstance(path, Unavailable):
         return path
     try:

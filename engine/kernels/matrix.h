@@ -1,15 +1,9 @@
-/* y = W x for many tokens at once, with W as it lies on disk (engine/quantize.py has the layouts).
- *
- * int8, int4: x is rounded to bytes in groups of 64 with a scale each, products are summed exactly
- * as integers within a group, and groups in order: whatever the tile, y is the same to the bit. The
- * same holds for plain weights, whose products are summed 16 apart and folded at the end.
- */
+/* Matrices in five formats and the tokens they multiply; `matrix.c` has the products. */
 
 #include "vector.h"
 
 enum { PLAIN32, PLAIN16, BRAIN16, BYTES, NIBBLES };  /* fp32, fp16, bf16, int8, int4 */
-enum { GROUP = 64, STEPS = GROUP / 4, HALF = 32, STEP = LANES * 4 };  /* a step is 64 bytes */
-enum { TALL = 4, WIDE = 2, MANY = 8 };  /* the largest tiles: plain rows × 4, panels × 8 tokens */
+enum { GROUP = 64, HALF = 32 };  /* numbers of a row that share a scale in int8, in int4 */
 
 typedef struct {
     int64_t format, rows, columns;
@@ -22,235 +16,26 @@ typedef struct {
     long width;  /* of a token, in numbers, padded with zeros to whole groups */
     float *plain;
     int8_t *bytes;
-    float *scale;    /* one a group */
-    int32_t *sums;   /* two a group: of either half */
+    float *scale;   /* one for each half group */
+    int32_t *sums;  /* of its bytes */
 } tokens;
 
 /* The tokens from t on. */
-static tokens some_tokens(const tokens *x, long t) {
-    long groups = x->width / GROUP;
+static inline tokens some_tokens(const tokens *x, long t) {
+    long halves = x->width / HALF;
     return (tokens){x->width, x->plain + t * x->width, x->bytes + t * x->width,
-                    x->scale + t * groups, x->sums + 2 * t * groups};
+                    x->scale + t * halves, x->sums + t * halves};
 }
 
-/* Round 64 numbers of a token to bytes: scale = largest / 127. */
-static void round_group(const tokens *x, long t, long g) {
-    typedef int8_t narrow __attribute__((vector_size(LANES)));
-    const float *from = x->plain + t * x->width + g * GROUP;
-    int8_t *to = x->bytes + t * x->width + g * GROUP;
-    vec v[4], most = all(0);
-    EACH(i, 4) {
-        v[i] = load(from + i * LANES);
-        most = greater(most, magnitude(v[i]));
-    }
-    float top = largest(most), inverse = top > 0 ? 127 / top : 0;
-    ivec total[2] = {all_int(0), all_int(0)};
-    EACH(i, 4) {
-        ivec q = to_int(nearest(v[i] * inverse));
-        narrow n = __builtin_convertvector(q, narrow);
-        memcpy(to + i * LANES, &n, LANES);
-        total[i / 2] += q;
-    }
-    long at = t * (x->width / GROUP) + g;
-    x->scale[at] = top / 127;
-    for (int half = 0; half < 2; half++) {
-        int32_t s = 0;
-        for (int i = 0; i < LANES; i++) s += total[half][i];
-        x->sums[2 * at + half] = s;
-    }
-}
+static inline int is_plain(const matrix *m) { return m->format < BYTES; }
 
-static void round_token(const tokens *x, long t) {
-    for (long g = 0; g < x->width / GROUP; g++) round_group(x, t, g);
-}
-
-INLINE int32_t word(const int8_t *p) { int32_t w; memcpy(&w, p, 4); return w; }
-
-/* 16 · P rows of int8 × N tokens from token t on: y[p][n]. */
-INLINE void tile_bytes(const int P, const int N, const matrix *m, const uint8_t *w, long panel,
-                       const tokens *x, long t, vec y[WIDE][MANY]) {
-    long steps = up(m->columns, 4), groups = up(steps, STEPS), per_token = x->width / GROUP;
-    const int8_t *bytes = x->bytes + t * x->width;
-    for (long g = 0; g < groups; g++, w += STEPS * STEP, bytes += GROUP) {
-        ivec acc[WIDE][MANY];
-        EACH(n, N) {
-            const int32_t *s = x->sums + 2 * ((t + n) * per_token + g);
-            EACH(p, P) acc[p][n] = begin(s[0] + s[1]);
-        }
-        long many = steps - g * STEPS < STEPS ? steps - g * STEPS : STEPS;
-        for (long s = 0; s < many; s++)
-            EACH(p, P) {
-                ivec q = load_int(w + p * panel + s * STEP);
-                EACH(n, N)
-                    acc[p][n] = dot(acc[p][n], q, word(bytes + n * x->width + 4 * s));
-            }
-        EACH(n, N) {
-            float by = x->scale[(t + n) * per_token + g];
-            EACH(p, P) y[p][n] += to_float(acc[p][n]) * by;
-        }
-    }
-}
-
-/* The same for int4, whose groups of 32 have a scale and a minimum a row. */
-INLINE void tile_nibbles(const int P, const int N, const matrix *m, const uint8_t *w, long panel,
-                         const uint16_t *scale, long scale_panel, const tokens *x, long t,
-                         vec y[WIDE][MANY]) {
-    long groups = up(m->columns, HALF), per_token = x->width / GROUP;
-    const int8_t *bytes = x->bytes + t * x->width;
-    for (long g = 0; g < groups; g++, w += 4 * STEP, scale += 2 * LANES, bytes += HALF) {
-        ivec acc[WIDE][MANY];
-        EACH(p, P)
-            EACH(n, N) acc[p][n] = all_int(0);
-        EACH(c, 4)
-            EACH(p, P) {
-                ivec pair = load_int(w + p * panel + c * STEP);
-                ivec low = pair & 0x0f0f0f0f, high = (pair >> 4) & 0x0f0f0f0f;
-                EACH(n, N) {
-                    const int8_t *b = bytes + n * x->width + 8 * c;
-                    acc[p][n] = dot_small(acc[p][n], low, word(b));
-                    acc[p][n] = dot_small(acc[p][n], high, word(b + 4));
-                }
-            }
-        EACH(p, P) {
-            vec by = load_half(scale + p * scale_panel);
-            vec least = load_half(scale + p * scale_panel + LANES);
-            EACH(n, N) {
-                long at = (t + n) * per_token + g / 2;
-                float s = x->scale[at], total = s * x->sums[2 * at + g % 2];
-                y[p][n] += by * (to_float(acc[p][n]) * s) + least * total;
-            }
-        }
-    }
-}
-
-INLINE vec load_plain(const int format, const void *row, long k) {
-    if (format == PLAIN32) return load((const float *)row + k);
-    if (format == PLAIN16) return load_half((const uint16_t *)row + k);
-    return load_bf16((const uint16_t *)row + k);
-}
-
-/* The end of a row, where 16 numbers may not be there to load. */
-INLINE vec load_rest(const int format, const void *row, long k, long columns) {
-    float rest[LANES] = {0};
-    long size = format == PLAIN32 ? 4 : 2;
-    memcpy(rest, (const char *)row + k * size, (columns - k) * size);
-    return load_plain(format, rest, 0);
-}
-
-/* R rows of plain weights × N tokens; y[token][row] are the sums. */
-INLINE void tile_plain(const int format, const int R, const int N, const matrix *m, long row,
-                       const tokens *x, long t, float *y, long y_stride) {
-    long size = format == PLAIN32 ? 4 : 2, K = m->columns, whole = K - K % LANES;
-    const char *w = (const char *)m->data + row * K * size;
-    const float *from = x->plain + t * x->width;
-    vec acc[TALL][TALL];
-    EACH(r, R)
-        EACH(n, N) acc[r][n] = all(0);
-    for (long k = 0; k < whole; k += LANES) {
-        vec a[TALL];
-        EACH(n, N) a[n] = load(from + n * x->width + k);
-        EACH(r, R) {
-            vec b = load_plain(format, w + r * K * size, k);
-            EACH(n, N) acc[r][n] += b * a[n];
-        }
-    }
-    if (whole < K)
-        EACH(r, R) {
-            vec b = load_rest(format, w + r * K * size, whole, K);
-            EACH(n, N) acc[r][n] += b * load(from + n * x->width + whole);
-        }
-    EACH(r, R)
-        EACH(n, N) y[n * y_stride + row + r] = sum(acc[r][n]);
-}
-
-/* Rows 16 · unit up to 16 · (unit + P) for N tokens. */
-INLINE void tile_panels(const int format, const int P, const int N, const matrix *m, long unit,
-                        const tokens *x, long t, float *y, long y_stride) {
-    long panel = STEP * (format == BYTES ? up(m->columns, 4) : 4 * up(m->columns, HALF));
-    const uint8_t *w = (const uint8_t *)m->data + unit * panel;
-    vec sums[WIDE][MANY];
-    EACH(p, P)
-        EACH(n, N) sums[p][n] = all(0);
-    if (format == BYTES) {
-        tile_bytes(P, N, m, w, panel, x, t, sums);
-        EACH(p, P) {
-            vec by = load((const float *)m->scale + (unit + p) * LANES);
-            EACH(n, N) sums[p][n] *= by;
-        }
-    } else {
-        long scales = up(m->columns, HALF) * 2 * LANES;
-        tile_nibbles(P, N, m, w, panel, (const uint16_t *)m->scale + unit * scales, scales, x, t,
-                     sums);
-    }
-    EACH(p, P) {
-        long row = (unit + p) * LANES, left = m->rows - row;
-        EACH(n, N)
-            memcpy(y + n * y_stride + row, &sums[p][n], (left < LANES ? left : LANES) * 4);
-    }
-}
-
-/* Call TILE(N) with as many of the tokens as a tile takes, until all of them are done. */
-#define FOR_TOKENS(TILE, MOST)                                                                   \
-    for (long t = 0, left = many; left > 0;) {                                                   \
-        if (left >= MOST) { TILE(MOST); t += MOST; left -= MOST; }                               \
-        else if (left >= 4) { TILE(4); t += 4; left -= 4; }                                      \
-        else if (left >= 2) { TILE(2); t += 2; left -= 2; }                                      \
-        else { TILE(1); t += 1; left -= 1; }                                                     \
-    }
-
-INLINE void panels(const int format, const matrix *m, long unit, long end, const tokens *x,
-                   long many, float *y, long stride) {
-#define TWO(N) tile_panels(format, WIDE, N, m, unit, x, t, y + t * stride, stride)
-#define ONE(N) tile_panels(format, 1, N, m, unit, x, t, y + t * stride, stride)
-    for (; unit + WIDE <= end; unit += WIDE) FOR_TOKENS(TWO, MANY)
-    for (; unit < end; unit++) FOR_TOKENS(ONE, MANY)
-}
-
-INLINE void plain_rows(const int format, const matrix *m, long row, long end, const tokens *x,
-                       long many, float *y, long stride) {
-#define FOUR(N) tile_plain(format, TALL, N, m, row, x, t, y + t * stride, stride)
-#define SINGLE(N) tile_plain(format, 1, N, m, row, x, t, y + t * stride, stride)
-    for (; row + TALL <= end; row += TALL) FOR_TOKENS(FOUR, TALL)
-    for (; row < end; row++) FOR_TOKENS(SINGLE, TALL)
-}
+/* Round 64 numbers of a token, or all of it, to bytes. */
+void round_group(const tokens *x, long t, long g);
+void round_token(const tokens *x, long t);
 
 /* Rows 16 · unit up to 16 · end of W times the first `many` tokens, bias added: y[token][row]. */
-static void product(const matrix *m, long unit, long end, const tokens *x, long many, float *y,
-                    long stride) {
-    long row = unit * LANES, last = end * LANES < m->rows ? end * LANES : m->rows;
-    switch (m->format) {
-    case PLAIN32: plain_rows(PLAIN32, m, row, last, x, many, y, stride); break;
-    case PLAIN16: plain_rows(PLAIN16, m, row, last, x, many, y, stride); break;
-    case BRAIN16: plain_rows(BRAIN16, m, row, last, x, many, y, stride); break;
-    case BYTES: panels(BYTES, m, unit, end, x, many, y, stride); break;
-    case NIBBLES: panels(NIBBLES, m, unit, end, x, many, y, stride); break;
-    }
-    if (m->bias)
-        for (long t = 0; t < many; t++)
-            for (long r = row; r < last; r++) y[t * stride + r] += m->bias[r];
-}
-
-static int is_plain(const matrix *m) { return m->format < BYTES; }
+void product(const matrix *m, long unit, long end, const tokens *x, long many, float *y,
+             long stride);
 
 /* One row of W as numbers: a token's embedding. */
-static void look_up(const matrix *m, long row, float *to) {
-    long K = m->columns, lane = row % LANES, panel = row / LANES;
-    const uint8_t *bytes = (const uint8_t *)m->data;
-    if (m->format == BYTES) {
-        const uint8_t *w = bytes + panel * up(K, 4) * STEP + lane * 4;
-        for (long k = 0; k < K; k++)
-            to[k] = (w[k / 4 * STEP + k % 4] - 128) * ((const float *)m->scale)[row];
-    } else if (m->format == NIBBLES) {
-        const uint8_t *w = bytes + panel * up(K, HALF) * 4 * STEP + lane * 4;
-        const uint16_t *s = (const uint16_t *)m->scale + panel * up(K, HALF) * 2 * LANES;
-        for (long k = 0; k < K; k++) {
-            uint8_t q = w[k / 8 * STEP + k % 4] >> (k / 4 % 2 ? 4 : 0) & 15;
-            const uint16_t *group = s + k / HALF * 2 * LANES;
-            to[k] = q * load_half(group)[lane] + load_half(group + LANES)[lane];
-        }
-    } else
-        for (long k = 0; k < K; k++)
-            to[k] = m->format == PLAIN32   ? ((const float *)m->data)[row * K + k]
-                    : m->format == PLAIN16 ? from_half(((const uint16_t *)m->data)[row * K + k])
-                                           : from_brain(((const uint16_t *)m->data)[row * K + k]);
-}
+void look_up(const matrix *m, long row, float *to);

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tests.bench import learning, limits, small, smollm2, training
+from tests.bench import copying, learning, limits, small, smollm2, training
 from tests.bench.inference import LLAMA, Answering
 from tests.bench.report import Options, Result
 
@@ -119,5 +119,10 @@ ROWS = {
         about="perplexity and greedy text of int8 and int4 beside bf16",
         measure=limits.quality,
         asked="int8 ≤ 1.005×, int4 ≤ 1.04×",
+    ),
+    "copying": Row(
+        about="SmolLM2-135M copies code with small edits: prompt lookup beside plain decoding",
+        measure=copying.lookup,
+        asked="1.5× / 2.5×",
     ),
 }

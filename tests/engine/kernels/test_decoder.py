@@ -9,7 +9,7 @@ import pytest
 
 from engine.kernels.compile import FLAGS as COMMON
 from engine.kernels.compile import Unavailable
-from engine.kernels.decoder import SOURCE, load_library
+from engine.kernels.decoder import SOURCES, load_library
 from tests.conftest import ROOT
 
 
@@ -28,7 +28,7 @@ def test_it_loads_without_torch(library, tmp_path):
 def test_another_library_is_none(monkeypatch, tmp_path, library):
     other = tmp_path / "other.c"
     other.write_text("int nothing(void) { return 0; }")
-    monkeypatch.setattr("engine.kernels.decoder.SOURCE", other)
+    monkeypatch.setattr("engine.kernels.decoder.SOURCES", [other])
     found = load_library(tmp_path)
     assert isinstance(found, Unavailable) and "workspace_bytes" in found.reason
 
@@ -44,7 +44,9 @@ def test_the_sanitizers_find_nothing(library, march, tmp_path):
     flags = [f"-march={march}" if flag == "-march=native" else flag for flag in COMMON]
     flags += ["-O1", "-g", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags += ["-fno-sanitize=alignment"]  # numbers are loaded from where files put them
-    subprocess.run([compiler, *flags, str(SOURCE), "-o", str(made), "-lm"], check=True)
+    subprocess.run(
+        [compiler, *flags, "-shared", *map(str, SOURCES), "-o", str(made), "-lm"], check=True
+    )
     asan = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
