@@ -146,7 +146,8 @@ def quality(options: Options) -> Iterator[Result]:
     for dtype, side in found.items():
         a, b = side["perplexity"], found["bf16"]["perplexity"]
         agreed = side["agreed"]
-        note = f"{side['name']}; {mean(agreed):.1f} of {ANSWER} tokens as in fp32, all of them"
+        note = f"{side['name']}, {a:.3f} or {a / b - 1:+.2%}"
+        note += f"; {mean(agreed):.1f} of {ANSWER} tokens as in fp32, all of them"
         yield Result(
             ours=f"lm {dtype}",
             peer="lm bf16",
