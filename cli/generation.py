@@ -20,7 +20,7 @@ from engine.config import SampleConfig
 from engine.errors import CheckpointError, DataError, RecipeError
 from engine.generate.decode import fit_prompt, generate, prefill
 from engine.generate.decoder import Decoder
-from engine.generate.load import load_decoder
+from engine.generate.load import first_build, load_decoder
 from engine.generate.prefix_folder import place
 from engine.generate.prefixes import Prefixes
 from engine.generate.session import ANSWER, Session
@@ -62,7 +62,7 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     if request.messages is not None:
         check_template(request.folder)
     decoder, tokenizer, guesser = _load_both(
-        request.folder, request.how, request.draft, request.draft_tokens
+        request.folder, request.how, request.draft, request.draft_tokens, quiet
     )
     rendered = read_prompt(request, tokenizer)
     warn(rendered, request.messages or [], tokenizer, quiet)
@@ -185,22 +185,26 @@ def load_for(
     kernels: str = "auto",
     kv: str = "auto",
     layers: int = 0,
+    quiet: bool = False,
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model to generate with, as every command does."""
+    cache = cache_folder()
+    if doing := first_build(folder, device, kernels, cache):
+        say(f"{doing} …", quiet)
     how: dict[str, Any] = {"device": device, "dtype": dtype, "kernels": kernels, "kv": kv}
-    return load_decoder(folder, **how, cache=cache_folder(), layers=layers)
+    return load_decoder(folder, **how, cache=cache, layers=layers)
 
 
 def _load_both(
-    folder: Path, how: dict[str, Any], draft: str | None, most: int | None
+    folder: Path, how: dict[str, Any], draft: str | None, most: int | None, quiet: bool
 ) -> tuple[Decoder, Tokenizer, Guesser | None]:
     """Load a model and what guesses ahead of it, if anything."""
     if most and not draft:
         raise RecipeError("--draft-tokens counts the guesses of --draft; add --draft lookup")
-    decoder, tokenizer = load_for(folder, **how)
+    decoder, tokenizer = load_for(folder, **how, quiet=quiet)
     if not draft:
         return decoder, tokenizer, None
-    load = partial(load_for, **how)
+    load = partial(load_for, **how, quiet=quiet)
     return decoder, tokenizer, make_guesser(draft, most, folder, decoder, tokenizer, load)
 
 
@@ -237,7 +241,7 @@ def open_chat(
     if system:
         before = [{"role": "system", "content": system}, *before]
     with Renderer() as renderer:  # starts while the model loads
-        decoder, tokenizer, guesser = _load_both(folder, how, draft, draft_tokens)
+        decoder, tokenizer, guesser = _load_both(folder, how, draft, draft_tokens, quiet)
         settings = dataclasses.replace(sample_defaults(folder), **{"max_tokens": 0} | wishes)
         prefixes = open_prefixes(folder, prefix_room, quiet)
         session = Session(
