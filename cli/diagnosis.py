@@ -21,6 +21,7 @@ from engine.doctor.paths import FastPath, builds_openmp, fast_paths
 from engine.errors import CheckFailed
 from engine.hardware import pick_device, use_threads
 from engine.kernels.build import load_kernels, unbuilt
+from engine.kernels.decoder import load_library
 from engine.machine import (
     OPTIONAL,
     Machine,
@@ -64,12 +65,12 @@ def diagnose(
         _row(out, "busy", f"load {load:.1f} before this began; an idle machine is faster")
     if compiler := unbuilt(cache):
         say(f"building kernels with {compiler}, once …", quiet)
-    kernels = load_kernels(cache)
-    paths = fast_paths(machine, place, cxx, kernels)
+    kernels, library = load_kernels(cache), load_library(cache)
+    paths = fast_paths(machine, place, cxx, kernels, library)
     _print_paths(out, paths)
 
     subject, name = _subject(folder, place)
-    subject = dataclasses.replace(subject, kernels=kernels)
+    subject = dataclasses.replace(subject, kernels=kernels, library=library)
     total = sum(parameter.numel() for parameter in subject.model.parameters())
     out(f"\nchecks on {name}, {count(total)} parameters in fp32", style="bold")
     checks = []
