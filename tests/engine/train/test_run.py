@@ -14,6 +14,7 @@ from engine.runs import TOKENIZER
 from engine.text.tokenizer import load_tokenizer
 from engine.train.log import read_metrics
 from engine.train.loop import TrainStep
+from engine.train.plan import Plan, Planner
 from engine.train.pretrain import run
 from engine.train.run import Evaluated, Finished, Interrupted, Prepared
 from tests.conftest import ROOT
@@ -69,6 +70,27 @@ def test_resume_is_the_run_that_never_stopped(tmp_path, optimizer, stopped):
     train(tmp_path, "stopped", name, resume=True)
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
     assert len(outcome(tmp_path / "whole")[2]) == 24 + 4 + 1
+
+
+def test_a_plan_that_bends_the_fall_is_resumed_too(tmp_path, monkeypatch):
+    """From before it and from after it; the rate goes on from where it was."""
+    plans = [Plan(at=4, steps=24, seconds_per_step=1)]
+    plans += [Plan(at=14, steps=19, seconds_per_step=2, bends=True)]
+
+    class Written(Planner):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.plans = plans
+
+    monkeypatch.setattr("engine.train.run.Planner", Written)
+    given = ["train.steps=0", "data.seq_len=8", "train.batch_size=8"]
+    train(tmp_path, "whole", *given)
+    for stopped in (13, 17):
+        train(tmp_path, f"stopped{stopped}", *given, until=stopped)
+        train(tmp_path, f"stopped{stopped}", *given, resume=True)
+        assert outcome(tmp_path / f"stopped{stopped}") == outcome(tmp_path / "whole")
+    rates = [row["lr"] for row in outcome(tmp_path / "whole")[2] if "lr" in row]
+    assert rates[11:] == pytest.approx([1, 1, *(twelfth / 12 for twelfth in (11, 10, 8, 6, 4, 2))])
 
 
 @pytest.mark.parametrize("lost", ["momentum", "position", "random"])
