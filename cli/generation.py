@@ -48,7 +48,7 @@ class Request:
     logprobs: int | None
     number: int
     on_overflow: str
-    how: dict[str, str]  # it is computed: device, dtype, kernels, kv
+    how: dict[str, Any]  # it is computed: device, dtype, kernels, kv
     draft: str | None = None  # what guesses ahead
     draft_tokens: int | None = None
     prefix_room: int | None = None  # bytes on disk for prompts that were read; None: not kept
@@ -221,7 +221,7 @@ def open_chat(
     variables: dict[str, Any],
     wishes: dict[str, Any],
     seed: int | None,
-    how: dict[str, str],
+    how: dict[str, Any],
     draft: str | None,
     draft_tokens: int | None,
     prefix_room: int | None = None,
