@@ -67,17 +67,24 @@ def show_tables(
 
 
 def _labels(cases: Sequence[Case]) -> list[tuple[str, str]]:
-    """Name each case, with its precision and threads if there are several."""
-    several = [len({getattr(case, name) for case in cases}) > 1 for name in ("dtype", "threads")]
-    return [
-        (
-            case.what,
-            case.name
-            + (f" {case.dtype}" if several[0] else "")
-            + (f" ×{case.threads}" if several[1] else ""),
-        )
-        for case in cases
-    ]
+    """Name each case, with what there is several of in its work, or in all of them."""
+    said = {
+        "dtype": lambda case: f" {case.dtype}",
+        "threads": lambda case: f" ×{case.threads}",
+        "kernels": lambda case: f" kernels={case.kernels}",
+    }
+    labels = []
+    for case in cases:
+        alike = [other for other in cases if other.what == case.what]
+        label = case.name
+        for name, words in said.items():
+            among = alike if name == "kernels" else cases
+            if len({getattr(other, name) for other in among}) > 1:
+                label += words(case)
+        common = set.intersection(*(set(other.settings.split()) for other in alike))
+        label += "".join(f" {word}" for word in case.settings.split() if word not in common)
+        labels.append((case.what, label))
+    return labels
 
 
 def _table(*columns: str) -> "Table":
@@ -240,8 +247,9 @@ def _show_comparison(found: Comparison) -> None:
     table = _table("A tok/s", "B tok/s", "change", "95 % interval", "n")
     table.add_column("verdict")
     style = {"faster": "green", "slower": "red", "noise": "dim"}
-    labels = _labels([effect.case for effect in found.effects])
-    for effect, label in zip(found.effects, labels, strict=True):
+    both = [effect.case for effect in found.effects]
+    labels = _labels([*both, *found.only_a, *found.only_b])
+    for effect, label in zip(found.effects, labels, strict=False):
         known = math.isfinite(effect.high)
         interval = f"{_change(effect.low)} … {_change(effect.high)}" if known else "too few"
         table.add_row(
@@ -254,8 +262,11 @@ def _show_comparison(found: Comparison) -> None:
             f"[{style[effect.verdict]}]{effect.verdict}[/]",
         )
     out.print(table)
-    for side, alone in (("A", found.only_a), ("B", found.only_b)):
-        names = [" ".join(label) for label in _labels(alone)]
+    alone = [" ".join(label) for label in labels[len(both) :]]
+    for side, names in (
+        ("A", alone[: len(found.only_a)]),
+        ("B", alone[len(found.only_a) :]),
+    ):
         if names:
             out.print(f"only in {side}: {', '.join(names)}")
 

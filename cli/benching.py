@@ -15,13 +15,14 @@ from engine.bench.cases import Case, Grid, What, expand, read_numbers, read_what
 from engine.bench.measure import measure
 from engine.bench.price import BESIDE, offer
 from engine.bench.record import Recorder
-from engine.bench.result import Limits, Repetition, Result
-from engine.bench.subject import Loaded, Subject, from_checkpoint, from_recipe
-from engine.errors import RecipeError, ResourceError
+from engine.bench.result import Limits, Measured, Repetition, Result
+from engine.bench.subject import Loaded, Subject, from_checkpoint, from_recipe, settings
+from engine.errors import EngineError, RecipeError, ResourceError
 from engine.generate.reference import load_reference
 from engine.hardware import use_threads
 from engine.machine import Machine, describe
 from engine.recipe import fields
+from engine.train.prepare import Doing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,8 @@ class Request:
     device: str
 
 
-def bench(request: Request, *, as_json: bool, quiet: bool) -> bool:
-    """Measure and show; returns whether it came to its end."""
+def bench(request: Request, *, as_json: bool, quiet: bool) -> None:
+    """Measure and show; what ends the measuring is raised when the rest was shown."""
     check_picture(request.plot)
     money = _money(request, quiet)
     use_threads(0)
@@ -62,27 +63,54 @@ def bench(request: Request, *, as_json: bool, quiet: bool) -> bool:
     elif any(case.what == "train" for case in cases):
         say("training on random tokens: as fast as real ones", quiet)
     events = measure(subject, cases, warm_up=request.warm_up, repeats=request.repeats)
-    limits: list[Limits] = []
-    found: dict[Case, list[Repetition]] = {}
-    with _recording(request.record, machine) as record, _interruptible() as interrupted:
+    found = _Findings(len(cases))
+    with _recording(request.record, machine) as record, _interruptible() as stopped:
         for event in events:
-            if isinstance(event, Limits):
-                limits.append(event)
-                continue
-            record(event)
-            found.setdefault(event.case, []).append(event)
-            if event.number == request.repeats:
-                say(f"{len(found)}/{len(cases)} {event.case.what} {event.case.name}", quiet)
-    if interrupted:
-        say(f"stopped: {len(found)} of {len(cases)} cases were measured, the last perhaps in part")
-    results = [Result(repetitions) for repetitions in found.values()]
-    (show_json if as_json else show_tables)(results, machine, limits, money)
-    if request.plot and results:
+            found.take(event, request.repeats, quiet)
+            if isinstance(event, Repetition):
+                record(event)
+    results = [Result(repetitions) for repetitions in found.repetitions.values()]
+    if stopped and not results:
+        raise stopped[0]
+    if stopped:
+        many = f"{len(results)} of {found.cases} cases"
+        say(f"stopped: {many} were measured, the last perhaps in part")
+    (show_json if as_json else show_tables)(results, machine, found.limits, money)
+    if request.plot:
         picture(results, request.plot)
         say(f"wrote {request.plot}", quiet)
+    if stopped:
+        raise stopped[0]
     if request.record:
         say(f"recorded in {request.record}; lm bench compare holds two such files together", quiet)
-    return not interrupted
+
+
+class _Findings:
+    """What was measured so far."""
+
+    def __init__(self, cases: int) -> None:
+        self.cases = cases  # there are, as far as is known
+        self.limits: list[Limits] = []
+        self.repetitions: dict[Case, list[Repetition]] = {}
+
+    def take(
+        self, event: Doing | Limits | Measured | Repetition, repeats: int, quiet: bool
+    ) -> None:
+        """Keep what an event found, and say how far that is."""
+        if isinstance(event, Limits):
+            self.limits.append(event)
+            return
+        if isinstance(event, Doing):
+            say(f"{event.what} …", quiet)
+            return
+        name = f"{event.case.what} {event.case.name}"
+        if isinstance(event, Measured):
+            self.cases -= 1
+            say(f"{name}: {event.wish} is what auto took; measured once", quiet)
+            return
+        self.repetitions.setdefault(event.case, []).append(event)
+        if event.number == repeats:
+            say(f"{len(self.repetitions)}/{self.cases} {name}", quiet)
 
 
 @contextmanager
@@ -99,14 +127,14 @@ def _recording(path: Path | None, machine: Machine) -> Iterator[Callable[[Repeti
 
 
 @contextmanager
-def _interruptible() -> Iterator[list[str]]:
-    """Let Ctrl-C end the block alone, and say so in a list: something is left to be told."""
-    interrupted: list[str] = []
+def _interruptible() -> Iterator[list[BaseException]]:
+    """Let Ctrl-C or an error end the block alone, and list it: what was measured is to be told."""
+    stopped: list[BaseException] = []
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        yield interrupted
-    except KeyboardInterrupt:
-        interrupted.append("SIGINT")
+        yield stopped
+    except (KeyboardInterrupt, EngineError) as reason:
+        stopped.append(reason)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -171,6 +199,7 @@ def _cases(request: Request, subject: Subject, quiet: bool) -> list[Case]:
             cases += found
             for note in notes:
                 say(note, quiet)
+    cases = [replace(case, settings=settings(subject, case.what)) for case in cases]
     # Those that share a model come together, so that it is loaded once.
     return sorted(cases, key=lambda case: (case.what in ("train", "load"), case.dtype))
 

@@ -20,7 +20,7 @@ from engine.doctor.checks import Check, Subject, examine, random_subject
 from engine.doctor.paths import FastPath, builds_openmp, fast_paths
 from engine.errors import CheckFailed
 from engine.hardware import pick_device, use_threads
-from engine.kernels.build import load_kernels
+from engine.kernels.build import load_kernels, unbuilt
 from engine.machine import (
     OPTIONAL,
     Machine,
@@ -62,6 +62,8 @@ def diagnose(
     _row(out, "multiplies", f"{speeds} TFLOP/s on {place}")
     if load > machine.cores / 2:
         _row(out, "busy", f"load {load:.1f} before this began; an idle machine is faster")
+    if compiler := unbuilt(cache):
+        say(f"building kernels with {compiler}, once …", quiet)
     kernels = load_kernels(cache)
     paths = fast_paths(machine, place, cxx, kernels)
     _print_paths(out, paths)

@@ -67,7 +67,7 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     rendered = read_prompt(request, tokenizer)
     warn(rendered, request.messages or [], tokenizer, quiet)
     whole = rendered.ids
-    prompt, settings = _fit(request, whole, decoder.config.max_seq_len)
+    prompt, settings = fit(request, whole, decoder.config.max_seq_len)
     if cut := len(whole) - len(prompt):
         say(f"cut {cut:,} of {len(whole):,} prompt tokens ({request.on_overflow})", quiet)
     seed = secrets.randbelow(1 << 31) if request.seed is None else request.seed
@@ -105,7 +105,7 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
         tokens = list(stream) if as_json else _write(stream)
         first = first or (tokens[0].time if tokens else None)
         if as_json:
-            result = _result(tokens, tokenizer) | _guessing(guesser)
+            result = result_of(tokens, tokenizer) | _guessing(guesser)
             emit_json("generate", facts | {"seed": seed + index} | result)
     waited = None if first is None else first - began
     stats = _stats(tokens, len(prompt) - restored, reading, waited)
@@ -165,7 +165,7 @@ def show_prompt(request: Request, *, as_json: bool) -> None:
     say(f"{len(rendered.ids):,} tokens")
 
 
-def _fit(request: Request, whole: list[int], context: int) -> tuple[list[int], SampleConfig]:
+def fit(request: Request, whole: list[int], context: int) -> tuple[list[int], SampleConfig]:
     """Settle how long prompt and answer are.
 
     A length that nobody asked for gives way to the context; a conversation may be answered at
@@ -265,7 +265,7 @@ def _write(stream: Iterable[Token]) -> list[Token]:
     return tokens
 
 
-def _result(tokens: list[Token], tokenizer: Tokenizer) -> dict[str, Any]:
+def result_of(tokens: list[Token], tokenizer: Tokenizer) -> dict[str, Any]:
     """Describe one continuation for --json."""
     result: dict[str, Any] = {
         "text": "".join(token.text for token in tokens),

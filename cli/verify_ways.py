@@ -1,5 +1,6 @@
 """The proof behind `lm generate --verify`: the same ids in every way, in every precision."""
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 
@@ -24,6 +25,8 @@ def verify_ways(request: Request, *, as_json: bool, quiet: bool) -> None:
         check_template(request.folder)
     found: dict[str, list[Way]] = {}
     for decoder, tokenizer in _decoders(request):
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.ends = frozenset()  # whatever the model says next, it must say every way
         context = decoder.config.max_seq_len
         most = request.wishes.get("max_tokens", MOST)
         whole = read_prompt(request, tokenizer).ids
@@ -42,7 +45,9 @@ def verify_ways(request: Request, *, as_json: bool, quiet: bool) -> None:
         ]
         emit_json("verify-generate", {"ok": not any(wrong.values()), "decoders": facts})
     holds = [name for name in found if not wrong[name]]
+    exact = [name for name in holds if all(way.exact for way in found[name] if way.same)]
     say(f"the ids are the same in every way for: {', '.join(holds) or 'none'}", quiet)
+    say(f"the logits are, to the bit, for: {', '.join(exact) or 'none'}", quiet)
     for name, ways in wrong.items():
         if ways:
             raise CheckFailed(f"{name}: {_difference(ways[0], found[name][0])}")

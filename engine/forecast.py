@@ -34,8 +34,13 @@ from engine.recipe import duration
 from engine.rehearsal import Rehearsed, Tuned, rehearse
 from engine.text.tokenizer import load_tokenizer
 from engine.train.plan import MEASURED
-from engine.train.precision import choose_precision
-from engine.train.prepare import Doing, check_settings, fill_vocabulary, predict_memory
+from engine.train.prepare import (
+    Doing,
+    check_settings,
+    fill_vocabulary,
+    predict_memory,
+    ready_precision,
+)
 from engine.train.run import EVALUATIONS
 from engine.train.team import check_processes
 
@@ -135,7 +140,7 @@ def forecast(
         task = _Task(recipe=recipe, text=amount, tokens_per_step=per_step)
     recipe = task.recipe
     _refuse(task)
-    precision = choose_precision(recipe.run, device, cache, finetune=finetune)
+    precision = yield from ready_precision(recipe, device, cache, finetune=finetune)
     memory = predict_memory(recipe, precision)
     check_memory(needed_memory(memory), device, "this run")
     checkpoint = checkpoint_bytes(recipe, memory)

@@ -173,5 +173,5 @@ def quantized_layout(shapes: Mapping[str, Shape], format: Format) -> dict[str, t
             data, scale = packed_shapes(kind, *shape)
             assert scale is not None
             layout[name] = "U8", data
-            layout[f"{name}.scale"] = "F32" if kind == "int8" else "F16", scale
+            layout[f"{name}.scale"] = "F16", scale
     return layout | {name: ("F32", shape) for name, shape in shapes.items() if len(shape) == 1}

@@ -1,15 +1,16 @@
 """Matrices in fewer bits: numbers of f32, bf16 or f16 as they are, or rounded to int8 or int4.
 
-    int8   each row has a scale:            w ≈ q · scale              q in -127 … 127
+    int8   each 64 of a row have a scale:   w ≈ q · scale              q in -127 … 127
     int4   each 32 of a row have two:       w ≈ q · scale + minimum    q in 0 … 15
 
 Both are stored as our C reads them: 16 rows side by side, so that one load brings as many bytes of
 each of them as one instruction multiplies; `docs/formats.md` has the layout. NumPy alone, because
 generating by C does without torch.
 
-Source: a scale a row, Dettmers et al. 2022, arXiv:2208.07339 (section 2.1). That least squares
-between rounding and rounding again lower the error is also what k-means and HQQ do
-(https://mobiusml.github.io/hqq_blog); the search over narrower ranges is known from llama.cpp.
+One scale a row, as in Dettmers et al. 2022 (arXiv:2208.07339), would cost an embedding with a few
+large columns most of its precision. That least squares between rounding and rounding again lower
+the error is also what k-means and HQQ do (https://mobiusml.github.io/hqq_blog); the search over
+narrower ranges is known from llama.cpp.
 """
 
 import math
@@ -23,10 +24,12 @@ Format = Literal["f32", "bf16", "f16", "int8", "int4"]
 
 LANES = 16  # rows that lie side by side
 GROUP = 32  # numbers of a row that share scale and minimum in int4
+GROUP8 = 64  # and a scale in int8
 NUMBERS = 1 << 16  # converted at once: what the cache nearest to a core but one holds
 # How much of a group's range the 16 steps of int4 span before least squares; what lies outside
 # moves to the end. The whole range comes first, so that the outcome is never worse than that.
 SPANS = (1.0, 0.92, 0.82)
+FARTHEST8 = 8_000_000  # so that the scale stays within f16
 FARTHEST = 30_000  # so that minimum and 15 times the scale stay within f16
 
 PLAIN = {"f32": np.float32, "bf16": np.uint16, "f16": np.float16}  # bf16 as its bits
@@ -63,7 +66,8 @@ def packed_shapes(
     """Return the shapes of data and scale that a matrix has in a format."""
     panels = math.ceil(rows / LANES)
     if format == "int8":
-        return (panels, math.ceil(columns / 4), LANES, 4), (panels * LANES,)
+        groups = math.ceil(columns / GROUP8)
+        return (panels, math.ceil(columns / 4), LANES, 4), (panels, groups, LANES)
     if format == "int4":
         groups = math.ceil(columns / GROUP)
         return (panels, groups, 4, LANES, 4), (panels, groups, 2, LANES)
@@ -83,18 +87,13 @@ def pack(values: np.ndarray, format: Format) -> Matrix:
             data[part] = _narrow(widen(values[part]), format)
         return Matrix(format=format, rows=rows, columns=columns, data=data)
     data = np.empty(shape, np.uint8)
-    scale = np.zeros(scale_shape, np.float32 if format == "int8" else np.float16)
+    scale = np.zeros(scale_shape, np.float16)
+    round_panels = {"int8": _int8, "int4": _int4}[format]
     for part in _panels(rows, columns):
         first, last = part.start // LANES, math.ceil(part.stop / LANES)
         wide = np.zeros(((last - first) * LANES, columns), np.float32)
         wide[: part.stop - part.start] = widen(values[part])
-        if format == "int8":
-            lanes = slice(first * LANES, last * LANES)
-            data[first:last], scale[lanes] = _int8(wide)
-        else:
-            data[first:last], scale[first:last] = _int4(wide)
-    if format == "int8":
-        scale[rows:] = 0
+        data[first:last], scale[first:last] = round_panels(wide)
     return Matrix(format=format, rows=rows, columns=columns, data=data, scale=scale)
 
 
@@ -122,10 +121,8 @@ def _unpack(matrix: Matrix, part: slice) -> np.ndarray:
     if matrix.scale is None:
         return widen(matrix.data[part])
     first, last = part.start // LANES, math.ceil(part.stop / LANES)
-    if matrix.format == "int8":
-        wide = _from_int8(matrix.data[first:last], matrix.scale[first * LANES : last * LANES])
-    else:
-        wide = _from_int4(matrix.data[first:last], matrix.scale[first:last])
+    widen_panels = {"int8": _from_int8, "int4": _from_int4}[matrix.format]
+    wide = widen_panels(matrix.data[first:last], matrix.scale[first:last])
     return wide[: part.stop - part.start, : matrix.columns]
 
 
@@ -165,27 +162,34 @@ def _check_finite(extremes: np.ndarray) -> None:
 
 
 def _int8(wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round whole panels. Shapes: (16·P, columns) → data (P, S, 16, 4), scale (16·P)."""
+    """Round whole panels. Shapes: (16·P, columns) → data (P, S, 16, 4), scale fp16 (P, G, 16)."""
     count, columns = wide.shape
-    scale = np.maximum(wide.max(axis=1), -wide.min(axis=1)) if columns else np.zeros(count)
-    _check_finite(scale)
-    tiny = np.finfo(np.float32).tiny  # a row of zeros needs some scale
-    scale = np.maximum(scale / np.float32(127), tiny).astype(np.float32)
-    whole = np.full((count, math.ceil(columns / 4) * 4), 128, np.uint8)
-    wide /= scale[:, None]
-    np.rint(wide, out=wide)
-    wide += 128
-    whole[:, :columns] = wide
-    fours = whole.view(np.uint32).reshape(count // LANES, LANES, -1)
+    groups, steps = math.ceil(columns / GROUP8), math.ceil(columns / 4)
+    padded = np.zeros((count, groups, GROUP8), np.float32)
+    padded.reshape(count, -1)[:, :columns] = wide
+    most = np.maximum(padded.max(axis=2), -padded.min(axis=2))
+    _check_finite(most)
+    if most.max(initial=0) > FARTHEST8:
+        raise ValueError(f"holds numbers beyond ±{FARTHEST8:,}, where int8 ends")
+    scale = (most / np.float32(127)).astype(np.float16)
+    padded /= np.where(scale > 0, scale, np.float16(1)).astype(np.float32)[:, :, None]
+    np.rint(padded, out=padded)
+    np.clip(padded, -127, 127, out=padded)
+    padded += 128
+    whole = padded.astype(np.uint8).reshape(count, -1)[:, : 4 * steps]
+    fours = np.ascontiguousarray(whole).view(np.uint32).reshape(count // LANES, LANES, steps)
     data = np.ascontiguousarray(fours.transpose(0, 2, 1)).view(np.uint8)
-    return data.reshape(count // LANES, -1, LANES, 4), scale
+    scale = scale.reshape(count // LANES, LANES, groups).transpose(0, 2, 1)
+    return data.reshape(count // LANES, steps, LANES, 4), scale
 
 
 def _from_int8(data: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Shapes: data (P, S, 16, 4), scale (16·P) → (16·P, 4·S)."""
-    wide = data.transpose(0, 2, 1, 3).astype(np.float32).reshape(len(scale), -1)
+    """Shapes: data (P, S, 16, 4), scale (P, G, 16) → (16·P, 4·S)."""
+    panels, steps = data.shape[:2]
+    wide = data.transpose(0, 2, 1, 3).astype(np.float32).reshape(panels * LANES, -1)
     wide -= 128
-    wide *= scale[:, None]
+    by = scale.astype(np.float32).transpose(0, 2, 1).reshape(panels * LANES, -1)
+    wide *= np.repeat(by, GROUP8, axis=1)[:, : 4 * steps]
     return wide
 
 

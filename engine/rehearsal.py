@@ -2,8 +2,8 @@
 
     recipe ── a fresh process ── model, optimizers ── steps ── seconds a step, memory at the peak
 
-What a step takes does not depend on what the tokens say, only on their shape. The process is fresh
-so that its peak is that of the steps; it ends when the one that started it does.
+The process is fresh so that its peak is that of the steps; it ends when the one that started it
+does.
 """
 
 import json
@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,20 +23,19 @@ import torch
 
 from engine import checkpoint, errors
 from engine.config import Recipe
-from engine.data.batches import Batch, SampleBatches, WindowBatches
+from engine.data.batches import Batch, SampleBatches
 from engine.data.samples import Sample
 from engine.finetune import run as finetune
 from engine.finetune.objective import Mixture
 from engine.hardware import keep_heap, pick_device, use_threads
 from engine.peak import peak_memory
 from engine.recipe import dump, load
-from engine.train.gradient import Batches, Share
+from engine.train.drill import drill, random_windows
+from engine.train.gradient import Batches
 from engine.train.loop import train
-from engine.train.loss import next_token_loss
 from engine.train.optim import Optimizers
 from engine.train.precision import choose_precision
 from engine.train.prepare import build_model
-from engine.train.team import Team
 
 PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from engine.rehearsal import serve; serve()"
 WARM_UP, FEWEST, MOST = 2, 3, 40  # steps: not counted, counted at the least, at the most in all
@@ -137,15 +135,11 @@ def measure(recipe: Recipe, cache: Path, tuned: Tuned | None) -> Rehearsed:
         optimizer = Optimizers(model, recipe.train.optim)
     else:
         model, optimizer = build_model(recipe, device, precision, None)
-    batches = _rows(recipe, tuned) if tuned else _windows(recipe, recipe.train.batch_size)
-    loss = partial(next_token_loss, chunk=recipe.train.loss_chunk, recompute=recipe.train.recompute)
-    seed, dtype = recipe.run.seed, precision.dtype
-    share = Share(model=model, batches=batches, loss=loss, seed=seed, dtype=dtype)
+    batches = _rows(recipe, tuned) if tuned else random_windows(recipe, recipe.train.batch_size)
     processes = recipe.train.processes
-    team = Team(share, processes, threads) if processes > 1 else nullcontext(share)
     seconds: list[float] = []
     tokens = 0
-    with team as gradient:
+    with drill(model, batches, recipe, precision, threads) as gradient:
         steps = partial(_until, seconds)
         for event in train(model, optimizer, gradient, recipe.train, start=0, steps=steps):
             seconds.append(event.seconds)
@@ -172,15 +166,6 @@ def _until(seconds: Sequence[float], step: int) -> int:
 def _counted(seconds: Sequence[float]) -> list[float]:
     """Leave out the first steps, which set things up."""
     return list(seconds[1 if max(seconds, default=0.0) > LONG else WARM_UP :])
-
-
-def _windows(recipe: Recipe, rows: int) -> WindowBatches:
-    """Return the batches of pretraining, over random text just long enough."""
-    length, train = recipe.data.seq_len, recipe.train
-    text = np.random.default_rng(recipe.run.seed).integers(
-        recipe.model.vocab_size, size=(rows + 2) * length + 1, dtype=np.uint32
-    )
-    return WindowBatches(text, length, rows, recipe.run.seed, train.accumulate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +198,7 @@ def _rows(recipe: Recipe, tuned: Tuned) -> Batches:
         packing=recipe.data.packing,
     )
     return _LongestFirst(
-        Mixture(packs, _windows(recipe, tuned.replayed) if tuned.replayed else None)
+        Mixture(packs, random_windows(recipe, tuned.replayed) if tuned.replayed else None)
     )
 
 

@@ -1,6 +1,7 @@
 """`lm generate`: continue a prompt, streaming."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -69,9 +70,28 @@ def generate(
         Optional[Path],
         typer.Option("--messages", help="Answer a JSON file of messages, - for a pipe."),
     ] = None,
+    batch: Annotated[
+        Optional[Path],
+        typer.Option("--batch", help="Answer each line of a JSON-lines file, - for a pipe."),
+    ] = None,
+    out: Annotated[
+        Optional[Path], typer.Option("-o", "--out", help="With --batch: to here.")
+    ] = None,
+    rows: Annotated[
+        Optional[int], typer.Option(min=1, max=1024, help="With --batch: lines at once; else 8.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --batch: go on with an output that was cut.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --batch: replace the output that is there.")
+    ] = False,
     var: Variables = None,
     show_prompt: Annotated[
         bool, typer.Option("--show-prompt", help="Print the exact text and ids; do not generate.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove that every way of computing gives the same ids.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -96,6 +116,8 @@ def generate(
     lm generate "import " -m stdlib -n 3 --json --logprobs 5 | jq .text
     lm generate --chat "What is the capital of France?" -m smollm2
     lm generate --chat "Hi" -m smollm2 --show-prompt
+    lm generate --batch questions.jsonl -m smollm2 -o answers.jsonl
+    lm generate "def fib(n):" -m stdlib --verify   # exit code 7 if they differ
     """
     from cli.generation import Request, answer
     from cli.generation import show_prompt as show
@@ -111,18 +133,26 @@ def generate(
         "repetition_penalty": repetition_penalty,
     }
     wishes = {name: value for name, value in wishes.items() if value is not None}
-    _check(wishes, stop, logprobs is not None and not as_json)
-    _check_chat(chat or messages is not None, system, var, messages and (prompt or file))
+    _check(wishes, stop, logprobs is not None and not as_json and not batch)
+    _check_chat(chat or bool(messages or batch), system, var, messages and (prompt or file))
+    alone = {"a prompt": prompt, "-f": file, "--messages": messages, "-n": number > 1}
+    alone |= {"--draft": draft, "--prefix-cache": prefix_cache, "--verify": verify}
+    apart = {"-o": out, "--rows": rows, "--resume": resume, "--force": force}
+    _check_batch(batch, alone | {"--show-prompt": show_prompt}, apart)
+    if verify:
+        _check_verify(wishes | {"stop": stop, "logprobs": logprobs, "n": number > 1})
     folder = the_model(model)
     conversation = None
     data = b""
-    if messages:
+    if batch:
+        pass  # each line has its own
+    elif messages:
         from cli.chat import read_messages
 
         conversation = read_messages(messages)
     else:
         data = read_input(prompt, file)
-    if chat and not messages:
+    if chat and not messages and not batch:
         text = data.decode("utf-8", "replace").removesuffix("\n")
         conversation = [{"role": "user", "content": text}]
     if conversation and system:
@@ -145,8 +175,18 @@ def generate(
         draft_tokens=draft_tokens,
         prefix_room=prefix_room(prefix_cache, prefix_cache_size),
     )
-    if show_prompt:
+    if batch:
+        from cli.batch_lines import Defaults
+        from cli.batching import answer_lines
+
+        defaults = Defaults(replace(request, seed=None), seed, chat, system)
+        answer_lines(batch, out, defaults, rows=rows or 8, resume=resume, force=force, quiet=quiet)
+    elif show_prompt:
         show(request, as_json=as_json)
+    elif verify:
+        from cli.verify_ways import verify_ways
+
+        verify_ways(request, as_json=as_json, quiet=quiet)
     else:
         answer(request, as_json=as_json, quiet=quiet)
 
@@ -163,6 +203,26 @@ def _check(wishes: dict, stops: list[str] | None, hidden: bool) -> None:
         raise RecipeError("--stop '' would end before the first token; leave it out")
     if hidden:
         raise RecipeError("--logprobs shows its figures in --json output; add --json")
+
+
+def _check_batch(batch: Path | None, alone: dict, apart: dict) -> None:
+    """Refuse options that would be ignored. Raises: RecipeError."""
+    from engine.errors import RecipeError
+
+    for option, value in (alone if batch else apart).items():
+        if value:
+            why = "the lines of --batch say it themselves" if batch else "it is for --batch"
+            raise RecipeError(f"{option}: leave it out, {why}")
+
+
+def _check_verify(given: dict) -> None:
+    """Refuse what --verify would ignore. Raises: RecipeError."""
+    from engine.errors import RecipeError
+
+    for name, value in given.items():
+        if name != "max_tokens" and value not in (None, False):
+            option = "-n" if name == "n" else "--" + name.replace("_", "-")
+            raise RecipeError(f"--verify takes the likeliest token each time; leave out {option}")
 
 
 def _check_chat(

@@ -21,7 +21,7 @@ FEW = 4  # tokens of a kv case: each costs the whole text again without a cache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One work in one configuration; two records of equal cases can be compared."""
+    """One work in one configuration; the speeds of equal cases can be compared."""
 
     what: What
     model: str
@@ -32,6 +32,8 @@ class Case:
     batch: int = 1  # rows at once
     tokens: int = 0  # generated per row
     cache: bool = True
+    kernels: str = ""  # of a training step: ours or torch
+    settings: str = ""  # others that its speed depends on, where they are not as usual
 
     @property
     def name(self) -> str:

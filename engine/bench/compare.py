@@ -15,14 +15,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
-from typing import Literal
+from typing import Literal, get_args
 
-from engine.bench.cases import Case
+from engine.bench.cases import Case, What
 from engine.bench.record import Recorded
 from engine.errors import DataError
 
 CERTAINTY = 0.95
-MAY_DIFFER = ("model", "dtype", "threads")  # what two records may be made to compare
+# What two records may be made to compare, and what stands for any value of it.
+MAY_DIFFER = {"model": "", "dtype": "", "threads": 0, "kernels": "", "settings": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +61,12 @@ class Comparison:
 def compare(a: Sequence[Recorded], b: Sequence[Recorded]) -> Comparison:
     """Pair the cases of two records by their configuration.
 
-    Where all of A has one model, precision or number of threads and all of B another, that is what
-    is compared. Raises: DataError if no case has a partner.
+    Where all of a work in A has one model, precision, number of threads, kernels or settings, and
+    all of it in B another, that is what is compared, and named. Raises: DataError if no case has a
+    partner.
     """
-    differs: dict[str, tuple[str, str]] = {}
-    for name in MAY_DIFFER:
-        if pair := _one_each(a, b, name):
-            differs[name] = pair
-    blank = {name: 0 if name == "threads" else "" for name in differs}
+    found = {what: _differences(a, b, what) for what in get_args(What)}
+    blank = {what: {name: MAY_DIFFER[name] for name in pairs} for what, pairs in found.items()}
     sides = [_by_case(side, blank) for side in (a, b)]
     both = [key for key in sides[1] if key in sides[0]]
     if not both:
@@ -76,6 +75,7 @@ def compare(a: Sequence[Recorded], b: Sequence[Recorded]) -> Comparison:
             f" {_names(sides[1])}; measure the same cases twice"
         )
     one, other = _machine(a), _machine(b)
+    differs = _together(found.values())
     differs |= {name: (one[name], other[name]) for name in one if one[name] != other[name]}
     return Comparison(
         effects=[_effect(sides[0][key], sides[1][key]) for key in both],
@@ -136,19 +136,41 @@ def _effect(a: Sequence[Recorded], b: Sequence[Recorded]) -> Effect:
     )
 
 
-def _by_case(records: Iterable[Recorded], blank: dict) -> dict[Case, list[Recorded]]:
+def _by_case(records: Iterable[Recorded], blank: dict[str, dict]) -> dict[Case, list[Recorded]]:
     found: defaultdict[Case, list[Recorded]] = defaultdict(list)
     for record in records:
-        found[replace(record.case, **blank)].append(record)
+        found[replace(record.case, **blank[record.case.what])].append(record)
     return found
 
 
-def _one_each(a: Sequence[Recorded], b: Sequence[Recorded], name: str) -> tuple[str, str] | None:
-    """Return the value of a field on both sides, if each has one and they differ."""
-    one, other = ({str(getattr(each.case, name)) for each in side} for side in (a, b))
-    if len(one) == len(other) == 1 and one != other:
-        return one.pop(), other.pop()
-    return None
+def _differences(
+    a: Sequence[Recorded], b: Sequence[Recorded], what: What
+) -> dict[str, tuple[str, str]]:
+    """Return the fields of a work that have one value in all of A and another in all of B."""
+    pairs = {}
+    for name in MAY_DIFFER:
+        one, other = (
+            {str(getattr(each.case, name)) for each in side if each.case.what == what}
+            for side in (a, b)
+        )
+        if len(one) == len(other) == 1 and one != other:
+            pairs[name] = (one.pop(), other.pop())
+    return pairs
+
+
+def _together(found: Iterable[dict[str, tuple[str, str]]]) -> dict[str, tuple[str, str]]:
+    """Join what differs in several works; of settings, only those that do."""
+    joined: dict[str, tuple[list[str], list[str]]] = {}
+    for name, pair in (item for pairs in found for item in pairs.items()):
+        sides = joined.setdefault(name, ([], []))
+        for side, own, other in zip(sides, pair, reversed(pair), strict=True):
+            words = [word for word in own.split() if word not in other.split()]
+            side += words if name == "settings" else [own]
+    return {name: (_listed(one), _listed(other)) for name, (one, other) in joined.items()}
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words)) or "as usual"
 
 
 def _machine(records: Sequence[Recorded]) -> dict[str, str]:

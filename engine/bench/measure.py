@@ -13,25 +13,31 @@ from datetime import datetime, timezone
 from functools import partial
 
 from engine.bench.cases import Case
-from engine.bench.result import Limits, Repetition
+from engine.bench.result import Limits, Measured, Repetition
 from engine.bench.subject import Subject
 from engine.bench.work import WORKS, Model, Work, loading, training
 from engine.clock import Clock
 from engine.hardware import synchronize, use_threads
 from engine.machine import matmul_peaks, memory_bandwidth
 from engine.peak import forget_peak_memory, peak_memory
+from engine.recipe import override
+from engine.train.precision import first_build
+from engine.train.prepare import Doing
 
 TASTE = 0.3  # seconds for each limit
 
 
 def measure(
     subject: Subject, cases: Sequence[Case], *, warm_up: int = 1, repeats: int = 5
-) -> Iterator[Limits | Repetition]:
+) -> Iterator[Doing | Limits | Measured | Repetition]:
     """Measure cases in turn; limits come before the first of as many threads.
+
+    A case that turns out to be the same as one before, `auto` beside what it takes, is left out.
 
     Raises: ResourceError if memory does not suffice, and what the works raise.
     """
     limits: dict[int, Limits] = {}
+    done: set[Case] = set()
     model: tuple[str, Model] | None = None  # the precision wished for, and what is loaded of it
     for case in cases:
         use_threads(case.threads)
@@ -49,12 +55,26 @@ def measure(
             model = None
         with ExitStack() as stack:
             clock = Clock(partial(synchronize, subject.device))
+            if what := _building(case, subject):
+                yield Doing(what=what)
             work = _prepare(case, subject, model, clock, stack)
+            wish, case = case.dtype, replace(case, dtype=work.dtype, kernels=work.kernels)
+            if case in done:
+                yield Measured(case=case, wish=wish)
+                continue
+            done.add(case)
             for _ in range(warm_up):
                 work.do()
-            case = replace(case, dtype=work.dtype)
             for number in range(1, repeats + 1):
                 yield _repetition(case, number, work, clock, limits[case.threads])
+
+
+def _building(case: Case, subject: Subject) -> str:
+    """Say that kernels will be built first, if they will."""
+    if case.what != "train" or not subject.recipe:
+        return ""
+    wish = override(subject.recipe, run={"dtype": case.dtype}).run
+    return first_build(wish, subject.device, subject.cache)
 
 
 def _prepare(

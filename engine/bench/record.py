@@ -91,7 +91,8 @@ def _read(line: str, place: str) -> Recorded:
             raise ValueError
         case, rate = Case(**row["case"]), float(row["rate"])
         kinds = {field.name: type(getattr(case, field.name)) for field in dataclasses.fields(Case)}
-        usual = {"what": str, "model": str, "dtype": str, "cache": bool}
+        words = ("what", "model", "dtype", "kernels", "settings")
+        usual = dict.fromkeys(words, str) | {"cache": bool}
         if any(kinds[name] is not usual.get(name, int) for name in kinds):
             raise ValueError
         if not 0 < rate < float("inf") or not isinstance(row["machine"], dict):

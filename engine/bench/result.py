@@ -22,6 +22,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A case turned out to be one that was measured before."""
+
+    case: Case
+    wish: str  # for a precision, which was that of the case
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Repetition:
     """One measurement. Times are in seconds since it began."""
 

@@ -4,21 +4,24 @@ Weights that mean nothing multiply as fast as any others; so do random tokens.
 """
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from engine.adapter_config import holder
+from engine.bench.cases import What
 from engine.config import ModelConfig, Recipe, SampleConfig, TokenizerConfig
 from engine.cost import parameters
 from engine.hardware import check_memory, pick_device, pick_dtype
 from engine.manifest import read_json
 from engine.model.config_json import from_config_json
 from engine.model.transformer import Transformer, initialise
-from engine.recipe import override
+from engine.recipe import flatten, override, to_dict
 from engine.sampling_defaults import sample_defaults
 from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
 from engine.train.prepare import check_settings
@@ -26,6 +29,15 @@ from engine.train.prepare import check_settings
 Loaded = tuple[Transformer, Tokenizer]
 Loader = Callable[[str], Loaded]  # the precision wished for → ready to use
 BYTES = {"fp32": 4, "bf16": 2, "auto": 2}
+# Of a run's length and rate, and of what cases say themselves.
+WITHOUT_EFFECT = (
+    "train.steps",
+    "train.budget",
+    "train.schedule.",
+    "train.base",
+    "train.batch_size",
+)
+WITHOUT_EFFECT += ("sample.max_tokens",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +103,24 @@ def from_recipe(recipe: Recipe, cache: Path, device: str = "auto") -> Subject:
         device=place,
         recipe=recipe,
         cache=cache,
+    )
+
+
+def settings(subject: Subject, what: What) -> str:
+    """Write what else the speed of a work depends on, as far as it is not as usual.
+
+    Returns: key=value words in order, such as `model.d_model=64 train.optim.name=adamw`.
+    """
+    parts: dict[str, Any] = {"model": subject.config, "sample": subject.sample}
+    if what == "train":
+        assert subject.recipe
+        parts = {"model": subject.recipe.model, "train": subject.recipe.train}
+    now = flatten({name: to_dict(part) for name, part in parts.items()})
+    usual = flatten({name: to_dict(type(part)()) for name, part in parts.items()})
+    return " ".join(
+        f"{key}={json.dumps(value, separators=(',', ':'))}".replace('"', "")
+        for key, value in sorted(now.items())
+        if value != usual[key] and not key.startswith(WITHOUT_EFFECT)
     )
 
 

@@ -1,27 +1,24 @@
 """The works themselves: each prepares once and can then be done again and again, under one clock.
 
 They call what the commands call: `prefill` and `generate` as `lm generate` does, `greedy` as the
-answers of `lm finetune`, `train` over a `Share` as `lm train`. There is no second loop to measure.
+answers of `lm finetune`, `train` as `lm train`. There is no second loop to measure.
 """
 
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from engine.bench.cases import Case, What
 from engine.bench.subject import Subject, random_ids
 from engine.clock import Clock
 from engine.cost import decode_bytes, decode_flops, prefill_flops, train_flops
-from engine.data.batches import WindowBatches
 from engine.generate.batching import greedy
 from engine.generate.decode import generate, prefill
 from engine.generate.reference import TorchDecoder
@@ -30,13 +27,12 @@ from engine.hardware import keep_heap
 from engine.model.transformer import Transformer
 from engine.recipe import override
 from engine.text.tokenizer import Tokenizer
-from engine.train.gradient import Share
+from engine.train.drill import drill, random_windows
 from engine.train.log import MetricsLog
 from engine.train.loop import train
-from engine.train.loss import next_token_loss
 from engine.train.precision import choose_precision
 from engine.train.prepare import build_model
-from engine.train.team import Team, check_processes
+from engine.train.team import check_processes
 
 Model = tuple[Transformer, Tokenizer]
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
@@ -57,6 +53,7 @@ class Work:
 
     do: Callable[[], Taken]
     dtype: str  # what `auto` turned out to be
+    kernels: str = ""  # of a training step: ours or torch
     flops: float | None = None
     bytes: float | None = None
 
@@ -151,35 +148,14 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
     recipe, device = override(subject.recipe, run={"dtype": case.dtype}), subject.device
     check_processes(recipe, device)
     keep_heap()
-    settings = recipe.train
     precision = choose_precision(recipe.run, device, subject.cache, finetune=False)
     model, optimizer = build_model(recipe, device, precision, None)
-    batches = WindowBatches(
-        np.random.default_rng(0).integers(
-            0, recipe.model.vocab_size, 8 * settings.batch_size * (recipe.data.seq_len + 1)
-        ),
-        recipe.data.seq_len,
-        settings.batch_size,
-        recipe.run.seed,
-        settings.accumulate,
-    )
-    share = Share(
-        model=model,
-        batches=batches,
-        loss=partial(
-            next_token_loss, chunk=settings.loss_chunk, recompute=settings.recompute, clock=clock
-        ),
-        seed=recipe.run.seed,
-        dtype=precision.dtype,
-        clock=clock,
-    )
-    team = nullcontext(share)
-    if settings.processes > 1:
-        team = Team(share, settings.processes, case.threads)
+    batches = random_windows(recipe, recipe.train.batch_size)
+    team = drill(model, batches, recipe, precision, case.threads, clock)
     with tempfile.TemporaryDirectory() as folder, team as gradient:
         log = MetricsLog(Path(folder) / "metrics.jsonl", keep_until=0)
         endless = train(
-            model, optimizer, gradient, settings, start=0, steps=lambda _: 1 << 40, clock=clock
+            model, optimizer, gradient, recipe.train, start=0, steps=lambda _: 1 << 40, clock=clock
         )
 
         def do() -> Taken:
@@ -191,7 +167,9 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
 
         try:
             name = NAMES[precision.dtype] if case.dtype == "auto" else case.dtype
-            yield Work(do=do, dtype=name, flops=train_flops(recipe.model, recipe.data.seq_len))
+            flops = train_flops(recipe.model, recipe.data.seq_len)
+            kernels = "ours" if precision.kernels else "torch"
+            yield Work(do=do, dtype=name, kernels=kernels, flops=flops)
         finally:
             log.close()
 

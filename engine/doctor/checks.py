@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine.checkpoint import Snapshot, load_model, save
 from engine.config import ModelConfig, RunConfig, SampleConfig, TokenizerConfig
 from engine.data.batches import Batch
-from engine.errors import LimitError, ResourceError
+from engine.errors import CheckpointError, LimitError, ResourceError
 from engine.generate.sampler import sample, seeded
 from engine.hardware import autocast, check_memory, pick_dtype
 from engine.kernels.compile import Unavailable
@@ -115,7 +115,11 @@ def _answer(question: Question, subject: Subject) -> Check:
             value, ok = found, found <= question.limit  # which nan is not
     except ResourceError as error:
         note = str(error)
-    except (RuntimeError, ValueError) as error:  # that it cannot be computed is a finding
+    except (
+        CheckpointError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # that it cannot be computed is a finding
         ok, note = False, str(error).strip().split("\n")[0]
     return Check(
         name=question.name,

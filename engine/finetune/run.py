@@ -36,8 +36,8 @@ from engine.text.tokenizer import Tokenizer
 from engine.train.evaluate import documents
 from engine.train.job import Job
 from engine.train.optim import Optimizers
-from engine.train.precision import Precision, choose_precision
-from engine.train.prepare import Doing, SavedRun, open_folder, predict_memory
+from engine.train.precision import Precision
+from engine.train.prepare import Doing, SavedRun, open_folder, predict_memory, ready_precision
 from engine.train.run import Event, Finished, go
 from engine.train.team import check_processes
 
@@ -89,8 +89,8 @@ def run(
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     check_processes(recipe, device)
-    precision = choose_precision(recipe.run, device, cache, finetune=True)
     base = find_base(recipe, folder, checkpoints)
+    precision = yield from ready_precision(recipe, device, cache, finetune=True)
     # What is there is replaced when base, rows and memory are good; a pipe can be read only once.
     late = force and not resume and recipe.data.train != "-"
     with hold(folder):

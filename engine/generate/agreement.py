@@ -63,8 +63,8 @@ def agree(
         first = _first_difference(ids, known)
         # The first new token was chosen by the logits after the last of the prompt.
         start, read = len(prompt) - 1, len(known) if first is None else first + 1
-        both = expected.keys() & watched.logits.keys() & range(start, start + read)
-        pairs = [(watched.logits[place], expected[place]) for place in both]
+        places = expected.keys() & watched.logits.keys() & set(range(start, start + read))
+        pairs = [(watched.logits[place], expected[place]) for place in places]
         yield Way(
             name=name,
             ids=ids,
@@ -148,6 +148,7 @@ def _chunked(task: Task) -> list[int]:
     cache, sizes = task.cache(), cycle(PIECES)
 
     def after(ids: list[int]) -> np.ndarray:
+        """Return the logits after these tokens."""
         while True:
             begun = cache.lengths[0]
             logits = task.decoder.forward(cache, [Run(0, ids[begun : begun + next(sizes)])])
@@ -161,8 +162,9 @@ def _batched(task: Task) -> list[int]:
     cache, T = task.cache(rows=3), len(task.prompt)
 
     def after(ids: list[int]) -> np.ndarray:
-        new = ids[cache.lengths[0] :]
-        short, late = (ids[: -(-T // 2)], ids[T // 3 :]) if len(new) == T else (new, new)
+        """Return the logits after these tokens."""
+        new, begun = ids[cache.lengths[0] :], cache.lengths[0] > 0
+        short, late = (new, new) if begun else (ids[: T - T // 2], ids[T // 3 :])
         return task.decoder.forward(cache, [Run(1, short), Run(0, new), Run(2, late)])[1:2]
 
     return task.greedily(after)
@@ -173,6 +175,7 @@ def _restored(task: Task) -> list[int] | str:
     loaded = 0
 
     def after(ids: list[int]) -> np.ndarray:
+        """Return the logits after these tokens."""
         nonlocal loaded
         cache, loaded = task.cache(), len(blocks)
         for block in blocks:
@@ -201,7 +204,8 @@ class _Corrected(PromptLookup):
 
     def __init__(self, task: Task) -> None:
         super().__init__()
-        self.name, self.pace, self.task = "corrected", _Steady(), task
+        self.pace: Pace = _Steady()
+        self.name, self.task = "corrected", task
 
     def guess(self, tokens: Sequence[int], most: int) -> Guess:
         """Say what comes after these tokens, as far as it is known; see `Guesser.guess`."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from engine.config import SampleConfig
+from engine.errors import CheckpointError
 
 Ids = Sequence[int] | np.ndarray
 Kept = np.ndarray | slice  # which of some logits stay, by ascending index
@@ -33,9 +34,11 @@ def sample(
 
     Shapes: logits_V fp32, seen: ids of all tokens so far. Temperature 0 takes the likeliest token,
     the lowest id on a tie.
+
+    Raises: CheckpointError if the model gave no numbers to choose by.
     """
     if config.temperature == 0:
-        return int(penalize(logits_V, seen, config.repetition_penalty).argmax())
+        return _likeliest(penalize(logits_V, seen, config.repetition_penalty))
     ids, weights = candidates(logits_V, seen, config)
     return int(ids[draw(weights, random)])
 
@@ -44,7 +47,7 @@ def probabilities(logits_V: np.ndarray, seen: Ids, config: SampleConfig) -> np.n
     """Return how likely `sample` is to choose each token. Shapes: → fp64 (V,)."""
     probability_V = np.zeros(len(logits_V))
     if config.temperature == 0:
-        probability_V[penalize(logits_V, seen, config.repetition_penalty).argmax()] = 1
+        probability_V[_likeliest(penalize(logits_V, seen, config.repetition_penalty))] = 1
     else:
         ids, weights = candidates(logits_V, seen, config)
         probability_V[ids] = weights / weights.sum(dtype=np.float64)
@@ -77,7 +80,7 @@ def candidates(
     """Return the ids that every filter keeps, in their order, and weights: 1 for the likeliest."""
     logits = penalize(logits_V, seen, config.repetition_penalty)
     # Shifted to a maximum of 0 first: the smallest temperature then overflows to -inf, not to inf.
-    logits = logits - logits.max()
+    logits = logits - logits[_likeliest(logits)]
     with np.errstate(over="ignore"):
         logits /= max(config.temperature, TINY)
     ids = np.arange(len(logits))
@@ -86,6 +89,17 @@ def candidates(
         kept = keep(logits, bound)
         ids, logits = ids[kept], logits[kept]
     return ids, np.exp(logits)
+
+
+def _likeliest(logits_V: np.ndarray) -> int:
+    """Return the id of the highest logit, which is one of those that are NaN, if any is."""
+    best = int(logits_V.argmax())
+    if not math.isfinite(logits_V[best]):
+        raise CheckpointError(
+            f"the model's logits are no numbers ({logits_V[best]} for token {best}): its weights"
+            " are damaged, or too large for this precision; try --dtype fp32, or lm verify"
+        )
+    return best
 
 
 def penalize(logits_V: np.ndarray, seen: Ids, penalty: float) -> np.ndarray:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,19 +46,38 @@ def build(
 
     Where the compiler knows no OpenMP, it is built for one thread.
     """
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    compiler = _find_compiler()
     if compiler is None:
         return Unavailable("no C compiler (cc) was found")
     try:
-        parts = [_facts(compiler), _processor(), *FLAGS, *flags]
-        parts += [path.read_text(encoding="utf-8") for path in (*sources, *included)]
-        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-        library = place(cache) / f"{key}.so"
+        library = _library(compiler, [*sources, *included], flags, cache)
         if not _is_whole(library):
             _compile([compiler, *FLAGS, *flags], sources, library)
         return library
     except (OSError, subprocess.SubprocessError, ResourceError) as error:
         return Unavailable(f"{compiler} made no library that loads: {reason(error)}")
+
+
+def compiler_for(
+    sources: Sequence[Path], included: Sequence[Path], flags: Sequence[str], cache: Path
+) -> str:
+    """Name the compiler that `build` would start; nothing if it would not."""
+    if compiler := _find_compiler():
+        with suppress(OSError):
+            if not _is_whole(_library(compiler, [*sources, *included], flags, cache)):
+                return Path(compiler).name
+    return ""
+
+
+def _find_compiler() -> str | None:
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+
+
+def _library(compiler: str, files: Sequence[Path], flags: Sequence[str], cache: Path) -> Path:
+    """Return where the library lies once it is built."""
+    parts = [_facts(compiler), _processor(), *FLAGS, *flags]
+    parts += [path.read_text(encoding="utf-8") for path in files]
+    return place(cache) / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
 
 
 def place(cache: Path) -> Path:

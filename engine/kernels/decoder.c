@@ -83,8 +83,8 @@ static void take_tokens(char **from, tokens *x, long many, long width) {
     x->width = up(width, GROUP) * GROUP;
     x->plain = (float *)take(from, many * x->width * sizeof(float));
     x->bytes = (int8_t *)take(from, many * x->width);
-    x->scale = (float *)take(from, many * x->width / GROUP * sizeof(float));
-    x->sums = (int32_t *)take(from, many * x->width / GROUP * 2 * sizeof(int32_t));
+    x->scale = (float *)take(from, many * x->width / HALF * sizeof(float));
+    x->sums = (int32_t *)take(from, many * x->width / HALF * sizeof(int32_t));
 }
 
 /* Lay out the workspace from `from` on, which may be NULL to learn its size. */

@@ -1,39 +1,30 @@
 /* y = W x for many tokens at once, with W as it lies on disk (engine/quantize.py has the layouts).
  *
- * int8, int4: x is rounded to bytes in groups of 64 with a scale each, products are summed exactly
+ * int8, int4: x is rounded to bytes in groups of 32 with a scale each, products are summed exactly
  * as integers within a group, and groups in order: whatever the tile, y is the same to the bit. The
  * same holds for plain weights, whose products are summed 16 apart and folded at the end.
  */
 
 #include "matrix.h"
 
-enum { STEPS = GROUP / 4, HALF = 32, STEP = LANES * 4 };  /* a step is 64 bytes of weights */
+enum { STEPS = HALF / 4, STEP = LANES * 4 };  /* a step is 64 bytes of weights */
 enum { TALL = 4, WIDE = 2, MANY = 8 };  /* the largest tiles: plain rows × 4, panels × 8 tokens */
 
-/* Round 64 numbers of a token to bytes: scale = largest / 127. */
+/* Round 64 numbers of a token to bytes, in two halves: scale = largest / 127. */
 void round_group(const tokens *x, long t, long g) {
     typedef int8_t narrow __attribute__((vector_size(LANES)));
-    const float *from = x->plain + t * x->width + g * GROUP;
-    int8_t *to = x->bytes + t * x->width + g * GROUP;
-    vec v[4], most = all(0);
-    EACH(i, 4) {
-        v[i] = load(from + i * LANES);
-        most = greater(most, magnitude(v[i]));
-    }
-    float top = largest(most), inverse = top > 0 ? 127 / top : 0;
-    ivec total[2] = {all_int(0), all_int(0)};
-    EACH(i, 4) {
-        ivec q = to_int(nearest(v[i] * inverse));
-        narrow n = __builtin_convertvector(q, narrow);
-        memcpy(to + i * LANES, &n, LANES);
-        total[i / 2] += q;
-    }
-    long at = t * (x->width / GROUP) + g;
-    x->scale[at] = top / 127;
-    for (int half = 0; half < 2; half++) {
-        int32_t s = 0;
-        for (int i = 0; i < LANES; i++) s += total[half][i];
-        x->sums[2 * at + half] = s;
+    long first = t * x->width + g * GROUP;
+    for (long h = first / HALF; h < first / HALF + 2; h++) {
+        vec a = load(x->plain + h * HALF), b = load(x->plain + h * HALF + LANES);
+        float top = largest(greater(magnitude(a), magnitude(b))), by = top > 0 ? 127 / top : 0;
+        ivec q = to_int(nearest(a * by)), r = to_int(nearest(b * by)), both = q + r;
+        narrow low = __builtin_convertvector(q, narrow), high = __builtin_convertvector(r, narrow);
+        memcpy(x->bytes + h * HALF, &low, LANES);
+        memcpy(x->bytes + h * HALF + LANES, &high, LANES);
+        int32_t sum = 0;
+        for (int i = 0; i < LANES; i++) sum += both[i];
+        x->scale[h] = top / 127;
+        x->sums[h] = sum;
     }
 }
 
@@ -43,27 +34,25 @@ void round_token(const tokens *x, long t) {
 
 INLINE int32_t word(const int8_t *p) { int32_t w; memcpy(&w, p, 4); return w; }
 
-/* 16 · P rows of int8 × N tokens from token t on: y[p][n]. */
+/* 16 · P rows of int8, whose groups of 64 have a scale a row, × N tokens from token t on: y[p][n]. */
 INLINE void tile_bytes(const int P, const int N, const matrix *m, const uint8_t *w, long panel,
-                       const tokens *x, long t, vec y[WIDE][MANY]) {
-    long steps = up(m->columns, 4), groups = up(steps, STEPS), per_token = x->width / GROUP;
+                       const uint16_t *scale, long scale_panel, const tokens *x, long t,
+                       vec y[WIDE][MANY]) {
+    long steps = up(m->columns, 4), halves = up(steps, STEPS), per_token = x->width / HALF;
     const int8_t *bytes = x->bytes + t * x->width;
-    for (long g = 0; g < groups; g++, w += STEPS * STEP, bytes += GROUP) {
+    for (long h = 0; h < halves; h++, w += STEPS * STEP, bytes += HALF) {
         ivec acc[WIDE][MANY];
-        EACH(n, N) {
-            const int32_t *s = x->sums + 2 * ((t + n) * per_token + g);
-            EACH(p, P) acc[p][n] = begin(s[0] + s[1]);
-        }
-        long many = steps - g * STEPS < STEPS ? steps - g * STEPS : STEPS;
+        EACH(n, N) EACH(p, P) acc[p][n] = begin(x->sums[(t + n) * per_token + h]);
+        long many = steps - h * STEPS < STEPS ? steps - h * STEPS : STEPS;
         for (long s = 0; s < many; s++)
             EACH(p, P) {
                 ivec q = load_int(w + p * panel + s * STEP);
                 EACH(n, N)
                     acc[p][n] = dot(acc[p][n], q, word(bytes + n * x->width + 4 * s));
             }
-        EACH(n, N) {
-            float by = x->scale[(t + n) * per_token + g];
-            EACH(p, P) y[p][n] += to_float(acc[p][n]) * by;
+        EACH(p, P) {
+            vec by = load_half(scale + p * scale_panel + h / 2 * LANES);
+            EACH(n, N) y[p][n] += to_float(acc[p][n]) * (by * x->scale[(t + n) * per_token + h]);
         }
     }
 }
@@ -72,7 +61,7 @@ INLINE void tile_bytes(const int P, const int N, const matrix *m, const uint8_t 
 INLINE void tile_nibbles(const int P, const int N, const matrix *m, const uint8_t *w, long panel,
                          const uint16_t *scale, long scale_panel, const tokens *x, long t,
                          vec y[WIDE][MANY]) {
-    long groups = up(m->columns, HALF), per_token = x->width / GROUP;
+    long groups = up(m->columns, HALF), per_token = x->width / HALF;
     const int8_t *bytes = x->bytes + t * x->width;
     for (long g = 0; g < groups; g++, w += 4 * STEP, scale += 2 * LANES, bytes += HALF) {
         ivec acc[WIDE][MANY];
@@ -92,8 +81,8 @@ INLINE void tile_nibbles(const int P, const int N, const matrix *m, const uint8_
             vec by = load_half(scale + p * scale_panel);
             vec least = load_half(scale + p * scale_panel + LANES);
             EACH(n, N) {
-                long at = (t + n) * per_token + g / 2;
-                float s = x->scale[at], total = s * x->sums[2 * at + g % 2];
+                float s = x->scale[(t + n) * per_token + g];
+                float total = s * x->sums[(t + n) * per_token + g];
                 y[p][n] += by * (to_float(acc[p][n]) * s) + least * total;
             }
         }
@@ -148,17 +137,10 @@ INLINE void tile_panels(const int format, const int P, const int N, const matrix
     vec sums[WIDE][MANY];
     EACH(p, P)
         EACH(n, N) sums[p][n] = all(0);
-    if (format == BYTES) {
-        tile_bytes(P, N, m, w, panel, x, t, sums);
-        EACH(p, P) {
-            vec by = load((const float *)m->scale + (unit + p) * LANES);
-            EACH(n, N) sums[p][n] *= by;
-        }
-    } else {
-        long scales = up(m->columns, HALF) * 2 * LANES;
-        tile_nibbles(P, N, m, w, panel, (const uint16_t *)m->scale + unit * scales, scales, x, t,
-                     sums);
-    }
+    long scales = LANES * (format == BYTES ? up(m->columns, GROUP) : 2 * up(m->columns, HALF));
+    const uint16_t *scale = (const uint16_t *)m->scale + unit * scales;
+    if (format == BYTES) tile_bytes(P, N, m, w, panel, scale, scales, x, t, sums);
+    else tile_nibbles(P, N, m, w, panel, scale, scales, x, t, sums);
     EACH(p, P) {
         long row = (unit + p) * LANES, left = m->rows - row;
         EACH(n, N)
@@ -215,8 +197,9 @@ void look_up(const matrix *m, long row, float *to) {
     const uint8_t *bytes = (const uint8_t *)m->data;
     if (m->format == BYTES) {
         const uint8_t *w = bytes + panel * up(K, 4) * STEP + lane * 4;
+        const uint16_t *s = (const uint16_t *)m->scale + panel * up(K, GROUP) * LANES + lane;
         for (long k = 0; k < K; k++)
-            to[k] = (w[k / 4 * STEP + k % 4] - 128) * ((const float *)m->scale)[row];
+            to[k] = (w[k / 4 * STEP + k % 4] - 128) * from_half(s[k / GROUP * LANES]);
     } else if (m->format == NIBBLES) {
         const uint8_t *w = bytes + panel * up(K, HALF) * 4 * STEP + lane * 4;
         const uint16_t *s = (const uint16_t *)m->scale + panel * up(K, HALF) * 2 * LANES;

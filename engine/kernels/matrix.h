@@ -3,7 +3,7 @@
 #include "vector.h"
 
 enum { PLAIN32, PLAIN16, BRAIN16, BYTES, NIBBLES };  /* fp32, fp16, bf16, int8, int4 */
-enum { GROUP = 64 };                                 /* numbers of a token that share a scale */
+enum { GROUP = 64, HALF = 32 };  /* numbers of a row that share a scale in int8, in int4 */
 
 typedef struct {
     int64_t format, rows, columns;
@@ -16,20 +16,20 @@ typedef struct {
     long width;  /* of a token, in numbers, padded with zeros to whole groups */
     float *plain;
     int8_t *bytes;
-    float *scale;    /* one a group */
-    int32_t *sums;   /* two a group: of either half */
+    float *scale;   /* one for each half group */
+    int32_t *sums;  /* of its bytes */
 } tokens;
 
 /* The tokens from t on. */
 static inline tokens some_tokens(const tokens *x, long t) {
-    long groups = x->width / GROUP;
+    long halves = x->width / HALF;
     return (tokens){x->width, x->plain + t * x->width, x->bytes + t * x->width,
-                    x->scale + t * groups, x->sums + 2 * t * groups};
+                    x->scale + t * halves, x->sums + t * halves};
 }
 
 static inline int is_plain(const matrix *m) { return m->format < BYTES; }
 
-/* Round 64 numbers of a token, or all of it, to bytes: scale = largest / 127. */
+/* Round 64 numbers of a token, or all of it, to bytes. */
 void round_group(const tokens *x, long t, long g);
 void round_token(const tokens *x, long t);
 

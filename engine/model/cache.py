@@ -76,6 +76,8 @@ class WindowLayer:
 
         Raises: ValueError if keys that a query at `length` needs were already dropped.
         """
+        if length == 0:
+            self.first = 0  # nothing is needed of what was
         window = self.keep - self.SLACK + 1
         if length == 0:  # beginning anew needs nothing
             self.first = 0

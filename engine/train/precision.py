@@ -8,7 +8,7 @@ import torch
 from engine.config import RunConfig
 from engine.errors import ResourceError
 from engine.hardware import pick_dtype
-from engine.kernels.build import load_kernels
+from engine.kernels.build import load_kernels, unbuilt
 from engine.kernels.compile import Unavailable
 from engine.kernels.native import Kernels
 from engine.model.transformer import Transformer
@@ -41,16 +41,28 @@ def choose_precision(
 
     Raises: ResourceError if 8 bits are asked for and cannot be had.
     """
-    kernels: Kernels | Unavailable = Unavailable("run.kernels=torch was asked for")
-    if device.type != "cpu":
-        kernels = Unavailable("they are for a CPU")
-    elif config.kernels == "auto":
-        kernels = load_kernels(cache)
+    reason = _without(config, device)
+    kernels = Unavailable(reason) if reason else load_kernels(cache)
     dtype = pick_dtype(config.dtype, device, "int8" if kernels and not finetune else "fp32")
     if dtype == torch.int8 and not kernels:
         raise ResourceError(
             f"run.dtype=int8 needs our C kernels, and {kernels.reason}; use run.dtype=auto"
         )
-    if dtype == torch.bfloat16:
-        kernels = Unavailable("they multiply fp32 and int8")
     return Precision(dtype=dtype, kernels=kernels)
+
+
+def first_build(config: RunConfig, device: torch.device, cache: Path) -> str:
+    """Say that choosing will build our kernels first, which takes some seconds; else nothing."""
+    compiler = "" if _without(config, device) else unbuilt(cache)
+    return compiler and f"building kernels with {compiler}, once"
+
+
+def _without(config: RunConfig, device: torch.device) -> str:
+    """Say why our kernels are not even looked for; nothing if they are."""
+    if device.type != "cpu":
+        return "they are for a CPU"
+    if config.kernels == "torch":
+        return "run.kernels=torch was asked for"
+    if pick_dtype(config.dtype, device) == torch.bfloat16:
+        return "they multiply fp32 and int8"
+    return ""

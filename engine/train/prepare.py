@@ -26,7 +26,7 @@ from engine.recipe import dump, fields, flatten, load, override, to_dict
 from engine.runs import TOKENIZER, create_run, has_begun, tidy
 from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
 from engine.train.optim import Optimizers
-from engine.train.precision import Precision
+from engine.train.precision import Precision, choose_precision, first_build
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,15 @@ def check_settings(recipe: Recipe) -> None:
             f"data.format={recipe.data.format} is for the rows of lm finetune; lm train takes"
             f" {', '.join(get_args(FileFormat))}"
         )
+
+
+def ready_precision(
+    recipe: Recipe, device: torch.device, cache: Path, *, finetune: bool
+) -> Generator[Doing, None, Precision]:
+    """Choose how to multiply, and say so before kernels are built. Raises: ResourceError."""
+    if building := first_build(recipe.run, device, cache):
+        yield Doing(what=building)
+    return choose_precision(recipe.run, device, cache, finetune=finetune)
 
 
 def open_folder(recipe: Recipe, folder: Path, resume: bool, force: bool) -> SavedRun | None:

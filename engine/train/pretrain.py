@@ -21,7 +21,6 @@ from engine.train.evaluate import Score, score
 from engine.train.gradient import Batches, Loss
 from engine.train.job import Job
 from engine.train.loss import next_token_loss
-from engine.train.precision import choose_precision
 from engine.train.prepare import (
     Data,
     build_model,
@@ -29,6 +28,7 @@ from engine.train.prepare import (
     fill_vocabulary,
     open_folder,
     prepare_data,
+    ready_precision,
 )
 from engine.train.run import Event, go
 from engine.train.team import check_processes
@@ -56,7 +56,7 @@ def run(
     threads = use_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     check_processes(recipe, device)
-    precision = choose_precision(recipe.run, device, cache, finetune=False)
+    precision = yield from ready_precision(recipe, device, cache, finetune=False)
     with hold(folder):
         saved = open_folder(recipe, folder, resume, force)
         data = yield from prepare_data(recipe, folder, cache, stdin)

@@ -9,7 +9,6 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +34,7 @@ from engine.train.log import MetricsLog
 from engine.train.loop import TrainStep, train
 from engine.train.plan import Plan, Planner
 from engine.train.prepare import Doing, predict_memory
-from engine.train.team import Team
+from engine.train.team import together
 
 EVALUATIONS = 5  # in a run, unless eval.every says otherwise
 
@@ -146,11 +145,9 @@ def go(job: Job, stop: Callable[[], bool]) -> Iterator[Event]:
         seed=recipe.run.seed,
         dtype=job.precision.dtype,
     )
-    team = nullcontext(share)
     if recipe.train.processes > 1:
         yield Doing(what=f"starting {recipe.train.processes} processes")
-        team = Team(share, recipe.train.processes, job.threads)
-    with team as gradient:
+    with together(share, recipe.train.processes, job.threads) as gradient:
         yield prepared
         yield from _Run(job, prepared, gradient).go(stop)
 

@@ -15,8 +15,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
@@ -46,6 +46,16 @@ def check_processes(recipe: Recipe, device: torch.device) -> None:
             f"train.processes={recipe.train.processes} shares out the work of a CPU; on {device}"
             " leave it at 1, or set run.device=cpu"
         )
+
+
+def together(
+    share: Share, processes: int, threads: int
+) -> AbstractContextManager[Callable[[int], Sums]]:
+    """Return a share of everything as it is, or a team where several processes are to work it out.
+
+    Raises: ResourceError if one of them does not start.
+    """
+    return Team(share, processes, threads) if processes > 1 else nullcontext(share)
 
 
 class Team:

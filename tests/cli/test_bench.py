@@ -1,6 +1,7 @@
 """`lm bench` as a person calls it: tables, JSON, records, verdicts, refusals, Ctrl-C."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 import pytest
 
 from engine.bench import measure as measuring
+from engine.bench.subject import Subject
+from engine.errors import ResourceError
 from tests.conftest import command_environment
 
 TINY = ["smoke", "run.kernels=torch", "--tokens", "4", "--repeats", "4", "--threads", "1"]
@@ -75,6 +78,26 @@ def test_compare_pairs_fails_when_told_and_only_then(run, tmp_path):
     assert run("bench", "compare", "a.jsonl", "a.jsonl", "--fail-if-slower", "0%").code == 0
 
 
+def test_other_settings_are_another_case_and_one_precision_is_one(run, tmp_path):
+    step = ["--what", "train", "--repeats", "1"]
+    result = run("bench", *TINY, *step, "--dtype", "auto,fp32", "--record", "a.jsonl")
+    assert result.code == 0 and "1/2 train 8 × 64" in result.err, result.err
+    assert "train 8 × 64: fp32 is what auto took; measured once" in result.err
+    other = ["train.optim.name=adamw", "--record", "b.jsonl", "-q"]
+    assert run("bench", *TINY, *step, *other).code == 0
+    words = ["bench", "compare", "a.jsonl", "b.jsonl"]
+    found = json.loads(run(*words, "--json").out)
+    assert found["differs"] == {
+        "settings": ["as usual", "train.optim.lr=0.002, train.optim.name=adamw"]
+    }
+    # Both in one file, they are two cases, each with what is its own in its name.
+    both = (tmp_path / "a.jsonl").read_text() + (tmp_path / "b.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text(both)
+    shown = run(*words).out
+    assert "only in A: train 8 × 64\n" in shown and "settings:" not in shown
+    assert "train.optim.name=adamw" in shown and max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     "words, code, said",
     [
@@ -112,6 +135,32 @@ def test_a_picture_is_drawn(run, tmp_path):
     words = ["--what", "prefill,decode,train", "--prompt", "8", "--depth", "8", "--plot", "p.png"]
     result = run("bench", *TINY, *words)
     assert result.code == 0 and (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_ends_the_measuring_and_not_the_table(run):
+    """Nothing at all was shown of what had been measured."""
+    words = ["--what", "decode", "--depth", "0", "--record", "/dev/full"]
+    result = run("bench", *TINY, *words, "-q")
+    assert result.code == 4 and "decode at 0" in result.out and "of memory" in result.out
+    stopped, error = result.err.splitlines()
+    assert stopped.startswith("stopped: 1 of 1 cases")
+    assert error.startswith("error: /dev/full: cannot be written: No space left")
+
+
+def test_what_fails_later_keeps_what_was_measured_before(run, monkeypatch):
+    """The same for an error of the second case: memory that does not suffice."""
+
+    def loaded(self, dtype, real=Subject.loaded):
+        if dtype == "fp32":
+            raise ResourceError("no room")
+        return real(self, dtype)
+
+    monkeypatch.setattr(Subject, "loaded", loaded)
+    words = ["--what", "decode", "--depth", "0", "--dtype", "bf16,fp32", "-q"]
+    result = run("bench", *TINY, *words)
+    assert result.code == 4 and "decode at 0" in result.out
+    assert result.err.splitlines()[-1] == "error: no room"
 
 
 def test_ctrl_c_tells_what_was_measured_and_leaves_whole_lines(tmp_path):

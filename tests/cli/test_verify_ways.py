@@ -44,7 +44,7 @@ def test_a_difference_is_named(run, place, monkeypatch):
 
     def wrong(self, cache, runs):
         logits = right(self, cache, runs)
-        return -logits if len(runs) == 3 and cache.lengths[0] > 130 else logits
+        return -logits if len(runs) == 3 and cache.lengths[0] > 102 else logits
 
     monkeypatch.setattr(TorchDecoder, "forward", wrong)
     result = verify(run, place)

@@ -77,6 +77,25 @@ def test_a_thing_that_differs_throughout_is_what_is_compared():
     assert compare(a + records([1], threads=2), b).only_a == [a[0].case]
 
 
+def test_settings_and_kernels_are_told_apart_and_named():
+    """Two optimizers, or torch's kernels beside ours, were compared as one case under one name."""
+    step = {"what": "train", "kernels": "ours"}
+    a = records([1, 2], **step, settings="model.d_model=64") + records([5, 6])
+    b = records(
+        [2, 3], what="train", kernels="torch", settings="model.d_model=64 train.optim.name=adamw"
+    )
+    found = compare(a, b + records([5, 6]))
+    assert [effect.case.what for effect in found.effects] == ["train", "decode"]
+    assert found.differs == {
+        "kernels": ("ours", "torch"),
+        "settings": ("as usual", "train.optim.name=adamw"),
+    }
+    # The control: where one side has both, what is alike is paired and the rest stays alone.
+    found = compare(a, b + records([4, 5], **step, settings="model.d_model=64"))
+    assert found.differs == {} and len(found.effects) == 1
+    assert [case.settings for case in found.only_b] == [b[0].case.settings]
+
+
 def test_without_a_pair_there_is_nothing_to_say():
     with pytest.raises(DataError, match="one has decode at 0, the other prefill 5 tokens"):
         compare(records([1]), records([1], what="prefill", prompt=5))

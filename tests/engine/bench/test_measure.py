@@ -7,7 +7,7 @@ import pytest
 from engine.bench import measure as measuring
 from engine.bench.cases import Case, Grid, expand
 from engine.bench.measure import measure
-from engine.bench.result import Limits, Repetition, Result
+from engine.bench.result import Limits, Measured, Repetition, Result
 from engine.bench.subject import from_recipe
 from tests.engine.bench.test_subject import CACHE, RECIPE
 
@@ -79,6 +79,17 @@ def test_limits_come_first_and_repetitions_are_numbered():
         assert len(event.times) == 20 and event.times == sorted(event.times)
         assert event.times[0] > 0 and event.times[-1] <= event.seconds
         assert event.rate == pytest.approx(19 / (event.times[-1] - event.times[0]))
+
+
+def test_auto_beside_what_it_takes_is_one_case():
+    """They were measured twice, and shown as ten repetitions of one case."""
+    subject = from_recipe(RECIPE, CACHE)
+    cases = expand("decode", Grid(depth=(8,), dtype=("auto", "bf16", "fp32"), tokens=3), "m", 128)
+    _, *events = measure(subject, cases[0], repeats=2)
+    measured = [event for event in events if isinstance(event, Repetition)]
+    assert [event.case.dtype for event in measured] == ["fp32"] * 2 + ["bf16"] * 2
+    (left,) = [event for event in events if isinstance(event, Measured)]
+    assert left.wish == "fp32" and left.case == measured[0].case
 
 
 def test_a_batch_counts_the_tokens_of_all_rows():

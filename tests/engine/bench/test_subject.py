@@ -1,11 +1,20 @@
 """What is measured: the model of a recipe, whole, and its stand-in tokenizer."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from engine.bench.subject import from_recipe, random_ids, stand_in
-from engine.config import DataConfig, ModelConfig, Recipe, RunConfig, TokenizerConfig, TrainConfig
+from engine.bench.subject import from_recipe, random_ids, settings, stand_in
+from engine.config import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    RunConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from engine.errors import RecipeError, ResourceError
 from engine.recipe import override
 
@@ -39,6 +48,25 @@ def test_random_ids_are_the_same_each_time_and_known():
     rows = random_ids(subject, tokenizer, 2, 50)
     assert rows == random_ids(subject, tokenizer, 2, 50) and rows[0] != rows[1]
     assert max(map(max, rows)) < 700
+
+
+def test_settings_are_those_that_a_speed_depends_on():
+    """The optimizer is of training alone; length and rate are of nothing."""
+    changed = override(RECIPE, train={"optim": OptimConfig(name="adamw"), "recompute": True})
+    subject = from_recipe(override(changed, train={"steps": 7, "dropout": 0.0}), CACHE)
+    model = settings(subject, "decode").split()
+    assert "model.d_model=32" in model and not any(
+        "n_heads" in word for word in model
+    )  # 4 is usual
+    more = settings(subject, "train").split()
+    assert set(more) - set(settings(subject, "decode").split()) == {
+        "train.optim.lr=0.002",
+        "train.optim.name=adamw",
+        "train.recompute=true",
+    }
+    greedy = dataclasses.replace(subject, sample=dataclasses.replace(subject.sample, temperature=0))
+    assert "sample.temperature=0" in settings(greedy, "decode")
+    assert settings(greedy, "train") == settings(subject, "train")
 
 
 def test_what_does_not_fit_is_refused():

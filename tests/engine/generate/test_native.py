@@ -84,12 +84,12 @@ def test_logits_are_those_of_torch(name, format, library):
 
 
 def rounding(model: Transformer) -> None:
-    """Let every product of the torch model round what it reads as the C does: groups of 64."""
+    """Let every product of the torch model round what it reads as the C does: groups of 32."""
 
     def round_groups(module, inputs):
         x = inputs[0]
-        short = -x.shape[-1] % 64
-        groups = torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, 64))
+        short = -x.shape[-1] % 32
+        groups = torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, 32))
         scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
         return ((groups / scale).round() * scale).flatten(-2)[..., : x.shape[-1]]
 

@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.config import SampleConfig
+from engine.errors import CheckpointError
 from engine.generate.sampler import (
     draw,
     min_p,
@@ -275,6 +276,18 @@ def test_a_draw_takes_one_number_whatever_the_filters():
         states.append(random.random())
     assert len(set(states)) == 1
     assert states[0] == seeded(0).random(2)[1] != seeded(0).random()
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {}, {"top_p": 0.9}, {"top_k": 2}], ids=str
+)
+def test_logits_that_are_no_numbers_are_one_clear_error(broken, settings):
+    config = SampleConfig(**(PLAIN | settings))
+    for ask in (lambda x: sample(x, [], config, seeded(0)), lambda x: probabilities(x, [], config)):
+        with pytest.raises(CheckpointError, match="no numbers .* for token 2"):
+            ask(fp32([1, 2, broken, 3]))
+        ask(fp32([1, 2, -math.inf, 3]))  # a token that can never come is none of it
 
 
 def test_a_seed_means_the_same_everywhere():

@@ -11,7 +11,7 @@ import torch
 
 from engine.kernels import build as building
 from engine.kernels import compile as compiling
-from engine.kernels.build import FLAGS, SOURCES, load_kernels
+from engine.kernels.build import FLAGS, SOURCES, load_kernels, unbuilt
 from engine.kernels.compile import FLAGS as COMMON
 from engine.kernels.compile import Unavailable
 
@@ -24,6 +24,19 @@ def test_built_once_and_found_again(kernels, tmp_path):
     assert first and load_kernels(place).path == made and made.stat().st_mtime_ns == stamp
     again = pickle.loads(pickle.dumps(first))
     assert again.norm(torch.ones(2, 4), torch.ones(4), 0.0)[0].tolist() == [[1.0] * 4] * 2
+
+
+def test_a_build_is_known_before_it_begins(kernels, tmp_path, monkeypatch):
+    place = tmp_path / "elsewhere"
+    assert unbuilt(place) in ("cc", "gcc", "clang") and not place.exists()
+    library = load_kernels(place).path
+    assert unbuilt(place) == ""
+    library.write_bytes(b"damaged")
+    assert unbuilt(place) != ""
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: "/nowhere/cc")
+    assert unbuilt(place) == ""
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    assert unbuilt(place) == ""
 
 
 def test_another_source_is_another_library(kernels, tmp_path, monkeypatch):
@@ -66,7 +79,10 @@ def test_a_damaged_library_is_built_again(kernels, tmp_path, size):
 PROGRAMS = {
     "nonsense": ("\x7f\x00 no program", "made no library"),
     "silent": ("#!/bin/sh\nexit 0\n", "No such file"),
-    "hollow": ('#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\n: > "$1"\n', "too short"),
+    "hollow": (
+        '#!/bin/sh\n[ "$1" = --version ] && exit\nwhile [ $# -gt 2 ]; do shift; done\n: > "$1"\n',
+        "too short",
+    ),
     "not text": ("#!/bin/sh\nprintf '\\377 error \\376' >&2\nexit 1\n", "error"),
 }
 

@@ -7,7 +7,7 @@ from engine.config import RunConfig
 from engine.errors import ResourceError
 from engine.kernels.native import Kernels
 from engine.train import precision
-from engine.train.precision import choose_precision
+from engine.train.precision import choose_precision, first_build
 from tests.conftest import make_model
 
 CPU = torch.device("cpu")
@@ -43,6 +43,24 @@ def test_without_kernels_torch_does_it_and_the_reason_is_kept(tmp_path, monkeypa
 def test_bf16_is_left_to_torch(kernels: Kernels, tmp_path, monkeypatch):
     asked = choose_precision(RunConfig(dtype="bf16"), CPU, tmp_path / "cache", finetune=False)
     assert asked.name == "bfloat16" and not asked.kernels
+    monkeypatch.setattr(precision, "load_kernels", None)  # nor are they looked for, and built
     monkeypatch.setattr("engine.hardware.has_fast_bf16", lambda device: True)
     native = choose_precision(RunConfig(), CPU, tmp_path / "cache", finetune=False)
     assert native.name == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "wish, said",
+    [
+        ({}, "building kernels with gcc, once"),
+        ({"dtype": "fp32"}, "building kernels with gcc, once"),
+        ({"dtype": "bf16"}, ""),
+        ({"kernels": "torch"}, ""),
+    ],
+    ids=str,
+)
+def test_a_build_is_said_where_it_will_be(monkeypatch, tmp_path, wish, said):
+    monkeypatch.setattr(precision, "unbuilt", lambda cache: "gcc")
+    assert first_build(RunConfig(**wish), CPU, tmp_path) == said
+    monkeypatch.setattr(precision, "unbuilt", lambda cache: "")
+    assert first_build(RunConfig(**wish), CPU, tmp_path) == ""

@@ -1,0 +1,321 @@
+"""`lm generate --batch`: a file of requests in, a file of answers out, line for line, resumable."""
+
+import dataclasses
+import fcntl
+import hashlib
+import itertools
+import json
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from cli.batch_lines import Defaults, name_of, parse, read_lines, read_request
+from cli.generation import Request, fit, load_for, read_prompt, result_of
+from cli.inputs import STDIN, Source
+from cli.render import emit_bytes, say
+from engine.errors import DataError, InputError, LimitError, RecipeError, ResourceError
+from engine.generate.decoder import Decoder
+from engine.generate.schedule import PIECE, Finished, Job, Totals, complete
+from engine.peak import peak_memory
+from engine.sampling_defaults import sample_defaults
+from engine.text.chat import render
+from engine.text.renderer import Renderer
+from engine.text.tokenizer import Tokenizer
+
+SCHEMA = "lm/batch/1"
+OFTEN, SELDOM = 0.25, 10.0  # seconds between two words on how it goes: to a terminal, to a file
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What an answer is written under."""
+
+    line: int
+    name: str | int | float | None
+    digest: str  # of the line and the settings
+    seed: int | None = None
+    cut: int = 0  # prompt tokens that did not fit
+
+
+class Maker:
+    """Makes jobs of lines."""
+
+    def __init__(
+        self, defaults: Defaults, decoder: Decoder, tokenizer: Tokenizer, stack: ExitStack
+    ) -> None:
+        self.defaults, self.tokenizer = defaults, tokenizer
+        self.context = decoder.config.max_seq_len
+        self.seed = defaults.seed
+        self._stack = stack
+        self._renderer: Renderer | None = None
+        model = [decoder.name, decoder.identity, tokenizer.digest, tokenizer.template]
+        usual = dataclasses.asdict(sample_defaults(defaults.request.folder))
+        asked = dataclasses.asdict(defaults)
+        for name in ("folder", "how"):  # what came of them is in `model`
+            del asked["request"][name]
+        settings = json.dumps([model, usual, asked], default=str)
+        self._settings = hashlib.sha256(settings.encode()).digest()
+
+    def digest(self, line: bytes) -> str:
+        """Return what tells a line, answered with these settings, from all others."""
+        return hashlib.sha256(self._settings + line).hexdigest()[:16]
+
+    def job(self, number: int, line: bytes) -> Job | Finished:
+        """Return what a line asks for, or why that cannot be had."""
+        key = Key(number, None, self.digest(line))
+        try:
+            value = parse(line)
+            key = dataclasses.replace(key, name=name_of(value))
+            request = read_request(value, self.defaults)
+            whole = self._ids(request)
+            ids, settings = fit(request, whole, self.context)
+        except (InputError, LimitError, RecipeError) as error:
+            return Finished(key=key, error=error)
+        seed = self._seed_of(number) if request.seed is None else request.seed
+        return Job(
+            key=dataclasses.replace(key, seed=seed, cut=len(whole) - len(ids)),
+            ids=ids,
+            settings=settings,
+            seed=seed,
+            stops=request.stops,
+            logprobs=request.logprobs,
+        )
+
+    def learn(self, number: int, line: bytes, record: dict[str, Any]) -> None:
+        """Go on with the seeds of an earlier run, which it chose at random."""
+        if self.seed is not None or "seed" not in record:
+            return
+        if read_request(parse(line), self.defaults).seed is None:
+            self.seed = record["seed"] - number + 1
+
+    def _seed_of(self, number: int) -> int:
+        if self.seed is None:
+            self.seed = secrets.randbelow(1 << 31)
+        return self.seed + number - 1
+
+    def _ids(self, request: Request) -> list[int]:
+        if request.messages is None:
+            return read_prompt(request, self.tokenizer).ids
+        self._renderer = self._renderer or self._stack.enter_context(Renderer())
+        found = render(
+            request.messages,
+            self.tokenizer,
+            variables=request.variables,
+            renderer=self._renderer,
+        )
+        return found.ids
+
+
+def answer_lines(
+    file: Path,
+    out: Path | None,
+    defaults: Defaults,
+    *,
+    rows: int,
+    resume: bool,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Answer every line of a file as it would be answered alone, in the order of the lines.
+
+    Raises: SystemExit 3 if any line failed, 130 after Ctrl-C; RecipeError if the output is there
+    already; DataError if it was made from other lines or with other settings, or there are none.
+    """
+    source = Source(STDIN) if str(file) == STDIN else Source(str(file), file)
+    out = None if out is None or str(out) == STDIN else out
+    if resume and (force or out is None):
+        raise RecipeError("--resume goes on with the file that -o names, which --force would empty")
+    lines = read_lines(source)
+    lines = itertools.chain([next(lines)], lines)  # what is no batch at all ends here
+    with ExitStack() as stack:
+        output = stack.enter_context(_opened(out, source, resume, force)) if out else None
+        decoder, tokenizer = load_for(defaults.request.folder, **defaults.request.how)
+        maker = Maker(defaults, decoder, tokenizer, stack)
+        progress = Progress(quiet, alone=bool(output) or not sys.stdout.isatty())
+        if output and resume:
+            for record in _written(output, lines, maker):
+                progress.count(record)
+            progress.before = progress.ok + progress.failed
+        jobs = (maker.job(number, line) for number, line in lines)
+        # Torch rounds differently when a prompt is cut elsewhere.
+        grid = PIECE if decoder.name.startswith("torch") else 1
+        answers = complete(
+            decoder, tokenizer, jobs, rows, grid=grid, totals=progress.totals, watch=progress.show
+        )
+        with _interruptible(progress, out):
+            for finished in answers:
+                record = _record(finished, tokenizer)
+                _write(output, record)
+                progress.count(record)
+    progress.close(maker.seed)
+    if progress.failed:
+        raise SystemExit(InputError.exit_code)
+
+
+@contextmanager
+def _interruptible(progress: "Progress", out: Path | None) -> Iterator[None]:
+    """Let Ctrl-C end the work between two lines of output, and say what can be done then."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        way = f"; the same command with --resume goes on with {out}" if out else ""
+        progress.say(f"stopped, {progress.ok + progress.failed:,} lines are written{way}")
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _opened(out: Path, source: Source, resume: bool, force: bool) -> Iterator[FileIO]:
+    """Open the output for this process alone, without a buffer: what is written is there.
+
+    Raises: RecipeError if something is there that nobody said what to do with.
+    """
+    try:
+        there = out.is_file()  # a device or a pipe has nothing to lose
+        if there and source.path and out.samefile(source.path):
+            raise RecipeError(f"{out}: is the input itself; choose another file with -o")
+        if there and not (resume or force):
+            raise RecipeError(f"{out}: exists; --resume goes on with it, --force replaces it")
+        stream = FileIO(out, "r+" if there else "w")
+    except OSError as error:
+        raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecipeError(f"{out}: another process is writing it; wait for it") from None
+        if there and force:
+            stream.truncate(0)
+        yield stream
+
+
+def _written(
+    output: FileIO, lines: Iterator[tuple[int, bytes]], maker: Maker
+) -> Iterator[dict[str, Any]]:
+    """Yield the lines of output that an earlier run wrote, taking as many of the input.
+
+    What follows the last whole line is cut off.
+
+    Raises: DataError if a line was made from another one or with other settings.
+    """
+    kept = 0
+    with Path(output.name).open("rb") as written:
+        for place, data in enumerate(written, start=1):
+            if not data.endswith(b"\n"):
+                break
+            where = f"{output.name}:{place}"
+            number, line = next(lines, (0, b""))
+            if not number:
+                raise DataError(f"{where}: has no line to answer; begin anew with --force")
+            try:
+                record = json.loads(data)
+                made_from = record["line"], record["request"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise DataError(
+                    f"{where}: is no line of a batch; begin anew with --force"
+                ) from None
+            if made_from != (number, maker.digest(line)):
+                raise DataError(
+                    f"{where}: was made from another line than line {number} of the input, or with"
+                    " another model or settings; repeat those, or begin anew with --force"
+                )
+            maker.learn(number, line, record)
+            kept += len(data)
+            yield record
+    output.truncate(kept)
+    output.seek(kept)
+
+
+def _record(finished: Finished, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what is written for a line."""
+    key: Key = finished.key
+    record = {"schema": SCHEMA, "id": key.name, "line": key.line}
+    if finished.error is not None:
+        error = finished.error
+        record["error"] = {"message": str(error), "exit_code": error.exit_code}
+    else:
+        tokens = list(finished.tokens)
+        record |= result_of(tokens, tokenizer) | {"tokens": len(tokens), "seed": key.seed}
+        record |= {"prompt_tokens": finished.prompt_tokens, "cut_prompt_tokens": key.cut}
+    return record | {"request": key.digest}
+
+
+def _write(output: FileIO | None, record: dict[str, Any]) -> None:
+    """Write a line at once and whole. Raises: ResourceError if the disk refuses."""
+    try:
+        data = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, in an id
+        data = json.dumps(record).encode() + b"\n"
+    if output is None:
+        emit_bytes(data)
+        return
+    try:
+        while data:
+            data = data[output.write(data) :]
+    except OSError as error:
+        raise ResourceError(
+            f"{output.name}: cannot be written: {error.strerror or error}; make room, then go on"
+            " with --resume"
+        ) from None
+
+
+class Progress:
+    """Counts lines, and says how it goes: in one place on a terminal, else seldom."""
+
+    def __init__(self, quiet: bool, alone: bool) -> None:
+        """Say it in one place only if stderr is `alone` on the terminal."""
+        self.ok = self.failed = self.before = 0
+        self.totals = Totals()
+        self.quiet = quiet
+        self._live = alone and sys.stderr.isatty() and not quiet
+        self._began = self._said = time.perf_counter()
+
+    def count(self, record: dict[str, Any]) -> None:
+        """Count a line of output."""
+        self.failed += "error" in record
+        self.ok += "error" not in record
+
+    def show(self, totals: Totals) -> None:
+        """Say how far it is, if it is time to."""
+        if time.perf_counter() - self._said < (OFTEN if self._live else SELDOM):
+            return
+        self._said = time.perf_counter()
+        if self._live:
+            print(f"\r\x1b[K{self._state()}", end="", file=sys.stderr, flush=True)
+        else:
+            say(self._state(), self.quiet)
+
+    def say(self, text: str) -> None:
+        """Write a line of its own, even if the rest is quiet."""
+        say(("\r\x1b[K" if self._live else "") + text)
+
+    def close(self, seed: int | None) -> None:
+        """Say how it went."""
+        totals = self.totals
+        parts = [
+            self._state(),
+            f"{totals.rows} rows",
+            f"prompts {totals.prompt:,} tok, {totals.shared:,} shared",
+            f"peak {peak_memory() / 1e6:,.0f} MB",
+        ]
+        if self.before:
+            parts.insert(1, f"{self.before:,} lines from before")
+        if seed is not None:
+            parts.append(f"seed {seed}")
+        if self.failed or not self.quiet:
+            self.say(" · ".join(parts))
+
+    def _state(self) -> str:
+        rate = self.totals.made / max(time.perf_counter() - self._began, 1e-9)
+        return (
+            f"{self.ok:,} ok, {self.failed:,} failed · {self.totals.made:,} tok {rate:,.0f} tok/s"
+        )

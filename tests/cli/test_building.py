@@ -1,0 +1,46 @@
+"""Building the kernels takes seconds: every command that does it says so first, and only then."""
+
+import shutil
+
+import pytest
+
+from engine.files import sha256
+from engine.kernels import build
+
+SAID = "building kernels with "
+TRAIN = ["train", "smoke", "train.steps=1", "model.d_model=16", "run.dtype=fp32", "--force"]
+COMMANDS = [
+    TRAIN,
+    ["plan", "smoke", "--no-measure", "run.dtype=fp32"],
+    ["bench", "smoke", "--what", "train", "--repeats", "1", "--dtype", "fp32", "--warm-up", "0"],
+    ["doctor"],
+]
+
+
+@pytest.fixture
+def unbuilt(kernels, tmp_path, monkeypatch):
+    """A machine that never built them, on which building is quick."""
+
+    def copy(compiler, library):
+        library.parent.mkdir(parents=True)
+        shutil.copy(kernels.path, library)
+        library.with_suffix(".sha256").write_text(sha256(library))
+
+    monkeypatch.setattr(build, "_build", copy)
+    monkeypatch.setattr(build, "place", lambda cache: tmp_path / "built")
+    return tmp_path / "built"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_it_is_said_once(run, unbuilt, words):
+    first = run(*words)
+    assert first.code == 0 and first.err.count(SAID) == 1, first.err
+    (line,) = [line for line in first.err.splitlines() if SAID in line]
+    assert line.endswith(", once …") and unbuilt.is_dir()
+    assert SAID not in first.out and SAID not in run(*words).err
+
+
+def test_not_when_quiet_nor_without_them(run, unbuilt):
+    assert run(*TRAIN, "-q").err == "" and unbuilt.is_dir()
+    shutil.rmtree(unbuilt)
+    assert SAID not in run(*TRAIN, "run.kernels=torch").err and not unbuilt.exists()
