@@ -66,7 +66,7 @@ def _decoders(request: Request) -> Iterator[tuple[Decoder, Tokenizer]]:
     ):
         for dtype in PRECISIONS:
             if dtype != stored:
-                yield load_for(request.folder, **request.how | {"dtype": dtype})
+                yield load_for(request.folder, **(request.how | {"dtype": dtype}))
 
 
 def _row(decoder: str, way: Way) -> str:
