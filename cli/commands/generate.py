@@ -140,7 +140,8 @@ def generate(
     apart = {"-o": out, "--rows": rows, "--resume": resume, "--force": force}
     _check_batch(batch, alone | {"--show-prompt": show_prompt}, apart)
     if verify:
-        _check_verify(wishes | {"stop": stop, "logprobs": logprobs, "n": number > 1})
+        given = {"stop": stop, "logprobs": logprobs, "n": number > 1, "draft": draft}
+        _check_verify(wishes | given | {"prefix_cache": prefix_cache})
     folder = the_model(model)
     data, conversation = b"", None
     if not batch:  # each of its lines has its own

@@ -38,7 +38,7 @@ def test_one_screen(run):
     assert "bf16" in result.out and "(it fits the cache" in result.out
     assert re.search(r"ok   cached = uncached +\d\.?\d*(e-\d+)? ≤ 5e-04 ", result.out)
     assert "-    compiled = eager      skipped: " in result.out and "FAIL" not in result.out
-    assert re.fullmatch(r"\d+ checks hold, \d skipped, 0 fail · \d+\.\d s\n", result.err)
+    assert re.search(r"^\d+ checks hold, \d skipped, 0 fail · \d+\.\d s$", result.err, re.M)
     assert run("doctor", "-q").err == ""
 
 
