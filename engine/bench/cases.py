@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from engine.errors import LimitError, RecipeError
-from engine.recipe import nearest
+from engine.values import nearest
 
 What = Literal["prefill", "decode", "batch", "kv", "train", "load"]
 MOST = 64  # numbers of a range

@@ -74,7 +74,7 @@ def test_what_is_written_is_what_packing_gives(case, format, tmp_path, tokenizer
 
 
 def test_int8_is_the_model_rounded_by_another_reckoning(folder, tmp_path):
-    """Each 64 of a row to 127 steps of a scale in f16, by torch, from the original's own weights."""
+    """Each 64 of a row to 127 steps of a scale in f16, by torch, from the original's weights."""
     result(folder, tmp_path / "out", "int8")
     before, after = (load_model(place)[0].state_dict() for place in (folder, tmp_path / "out"))
     for name, weight in before.items():
