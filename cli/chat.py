@@ -47,7 +47,7 @@ def open_chat(
     variables: dict[str, Any],
     wishes: dict[str, Any],
     seed: int | None,
-    how: dict[str, str],
+    how: dict[str, Any],
     draft: str | None,
     draft_tokens: int | None,
     prefix_room: int | None = None,

@@ -5,11 +5,6 @@ What only some answers need is imported where it is used: the first letter waits
 
 import dataclasses
 import os
-<<<<<<< HEAD
-import secrets
-import sys
-=======
->>>>>>> s7-cold
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -236,48 +231,6 @@ def check_template(folder: Path) -> None:
         )
 
 
-<<<<<<< HEAD
-def open_chat(
-    folder: Path,
-    *,
-    system: str | None,
-    messages: Path | None,
-    variables: dict[str, Any],
-    wishes: dict[str, Any],
-    seed: int | None,
-    how: dict[str, Any],
-    draft: str | None,
-    draft_tokens: int | None,
-    prefix_room: int | None = None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Load a model and talk until the input ends.
-
-    Raises: CheckpointError if the model has no chat template, or one that does not work.
-    """
-    check_template(folder)
-    before = read_messages(messages) if messages else []
-    if system:
-        before = [{"role": "system", "content": system}, *before]
-    with Renderer() as renderer:  # starts while the model loads
-        decoder, tokenizer, guesser = _load_both(folder, how, draft, draft_tokens)
-        settings = dataclasses.replace(sample_defaults(folder), **{"max_tokens": 0} | wishes)
-        prefixes = open_prefixes(folder, prefix_room, quiet)
-        session = Session(
-            decoder, tokenizer, settings, renderer, before, variables, guesser, prefixes
-        )
-        seed = secrets.randbelow(1 << 31) if seed is None else seed
-        talk = Chat(session, seed, as_json, quiet)
-        with suppress(DataError):  # it works, whether or not it likes this
-            render([{"role": "user", "content": "x"}], tokenizer, renderer=renderer)
-        if sys.stdin.isatty():
-            say(f"{folder}  context {session.context:,} tokens · seed {seed} · /help", quiet)
-        talk.talk(typed_lines())
-
-
-=======
->>>>>>> s7-cold
 def _write(stream: Iterable[Token]) -> list[Token]:
     """Write the text as it comes; on Ctrl-C what was made so far is already there."""
     tokens = []
