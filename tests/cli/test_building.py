@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from engine.files import sha256
-from engine.kernels import build
+from engine.kernels import compile
 
 SAID = "building kernels with "
 TRAIN = ["train", "smoke", "train.steps=1", "model.d_model=16", "run.dtype=fp32", "--force"]
@@ -21,13 +21,13 @@ COMMANDS = [
 def unbuilt(kernels, tmp_path, monkeypatch):
     """A machine that never built them, on which building is quick."""
 
-    def copy(compiler, library):
+    def copy(command, sources, library):
         library.parent.mkdir(parents=True)
         shutil.copy(kernels.path, library)
         library.with_suffix(".sha256").write_text(sha256(library))
 
-    monkeypatch.setattr(build, "_build", copy)
-    monkeypatch.setattr(build, "place", lambda cache: tmp_path / "built")
+    monkeypatch.setattr(compile, "_compile", copy)
+    monkeypatch.setattr(compile, "place", lambda cache: tmp_path / "built")
     return tmp_path / "built"
 
 

@@ -22,14 +22,14 @@ from tests.engine.text.published import llama3, qwen, write
 
 # 900 windows of text and 24 steps of 48: the run crosses its first epoch after 18 steps.
 RECIPE = """
-data: {{train: {data}, seq_len: 16, holdout: 10}}
+data: {{train: "{data}", seq_len: 16, holdout: 10}}
 tokenizer: {{vocab_size: 300}}
 model: {{d_model: 32, n_layers: 1, n_heads: 2, max_seq_len: 32}}
 train: {{steps: 24, batch_size: 48, accumulate: 4, dropout: 0.1, schedule: {{warmup: 4}}}}
 eval: {{every: 7, bytes: 300, final_bytes: 300, overlap: 1, save_every: "5"}}
 run: {{threads: 1}}
 """
-DATA = ROOT / "engine" / "generate"
+DATA = ROOT / "engine" / "train" / "[bgs]*.py"  # a corpus of some twenty steps
 
 
 def recipe(*overrides: str, data: object = DATA):
