@@ -102,7 +102,7 @@ class Maker:
 
     def _ids(self, request: Request) -> list[int]:
         if request.messages is None:
-            return read_prompt(request, self.tokenizer).ids
+            return read_prompt(request, self.tokenizer)[1]
         self._renderer = self._renderer or self._stack.enter_context(Renderer())
         found = render(
             request.messages,

@@ -20,6 +20,7 @@ from engine.doctor.checks import Check, Subject, examine, random_subject
 from engine.doctor.paths import FastPath, builds_openmp, fast_paths
 from engine.errors import CheckFailed
 from engine.hardware import pick_device, use_threads
+from engine.kernels import decoder
 from engine.kernels.build import load_kernels, unbuilt
 from engine.machine import (
     OPTIONAL,
@@ -65,11 +66,14 @@ def diagnose(
     if compiler := unbuilt(cache):
         say(f"building kernels with {compiler}, once …", quiet)
     kernels = load_kernels(cache)
-    paths = fast_paths(machine, place, cxx, kernels)
+    if compiler := decoder.unbuilt(cache):
+        say(f"building the decoder with {compiler}, once …", quiet)
+    library = decoder.load_library(cache)
+    paths = fast_paths(machine, place, cxx, kernels, library)
     _print_paths(out, paths)
 
     subject, name = _subject(folder, place)
-    subject = dataclasses.replace(subject, kernels=kernels)
+    subject = dataclasses.replace(subject, kernels=kernels, library=library)
     total = sum(parameter.numel() for parameter in subject.model.parameters())
     out(f"\nchecks on {name}, {count(total)} parameters in fp32", style="bold")
     checks = []

@@ -30,7 +30,7 @@ def verify_ways(request: Request, *, as_json: bool, quiet: bool) -> None:
         tokenizer.ends = frozenset()  # whatever the model says next, it must say every way
         context = decoder.config.max_seq_len
         most = request.wishes.get("max_tokens", MOST)
-        whole = read_prompt(request, tokenizer).ids
+        _, whole = read_prompt(request, tokenizer)
         prompt = fit_prompt(whole, min(most, context - 1), context, request.on_overflow)
         say(f"{decoder.name}: {len(prompt):,} tokens continued by up to {most:,}", quiet)
         ways = found[decoder.name] = []

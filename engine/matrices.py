@@ -164,14 +164,14 @@ def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parame
 def quantized_layout(shapes: Mapping[str, Shape], format: Format) -> dict[str, tuple[str, Shape]]:
     """Return type and shape of each tensor of a quantized checkpoint, in the order on disk.
 
-    Vectors come last: all before them begin at a multiple of 64 bytes.
+    Scales and vectors come last: all matrices then begin at a multiple of 64 bytes.
     """
     layout: dict[str, tuple[str, Shape]] = {}
+    scales: dict[str, tuple[str, Shape]] = {}
     for name, shape in shapes.items():
         if len(shape) == 2:
-            kind = format_of(name, format)
-            data, scale = packed_shapes(kind, *shape)
+            data, scale = packed_shapes(format_of(name, format), *shape)
             assert scale is not None
-            layout[name] = "U8", data
-            layout[f"{name}.scale"] = "F16", scale
-    return layout | {name: ("F32", shape) for name, shape in shapes.items() if len(shape) == 1}
+            layout[name], scales[f"{name}.scale"] = ("U8", data), ("F16", scale)
+    vectors = {name: ("F32", shape) for name, shape in shapes.items() if len(shape) == 1}
+    return layout | scales | vectors

@@ -25,7 +25,7 @@ Format = Literal["f32", "bf16", "f16", "int8", "int4"]
 LANES = 16  # rows that lie side by side
 GROUP = 32  # numbers of a row that share scale and minimum in int4
 GROUP8 = 64  # and a scale in int8
-NUMBERS = 1 << 16  # converted at once: what the cache nearest to a core but one holds
+NUMBERS = 1 << 16  # converted at once, so that what is between the steps stays in the cache
 # How much of a group's range the 16 steps of int4 span before least squares; what lies outside
 # moves to the end. The whole range comes first, so that the outcome is never worse than that.
 SPANS = (1.0, 0.92, 0.82)

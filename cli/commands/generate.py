@@ -121,7 +121,7 @@ def generate(
     """
     from cli.generation import Request, answer
     from cli.generation import show_prompt as show
-    from cli.options import prefix_room, read_input, template_variables, the_model
+    from cli.options import prefix_room, template_variables, the_model
     from engine.errors import RecipeError
 
     wishes = {
@@ -140,23 +140,12 @@ def generate(
     apart = {"-o": out, "--rows": rows, "--resume": resume, "--force": force}
     _check_batch(batch, alone | {"--show-prompt": show_prompt}, apart)
     if verify:
-        _check_verify(wishes | {"stop": stop, "logprobs": logprobs, "n": number > 1})
+        given = {"stop": stop, "logprobs": logprobs, "n": number > 1, "draft": draft}
+        _check_verify(wishes | given | {"prefix_cache": prefix_cache})
     folder = the_model(model)
-    conversation = None
-    data = b""
-    if batch:
-        pass  # each line has its own
-    elif messages:
-        from cli.chat import read_messages
-
-        conversation = read_messages(messages)
-    else:
-        data = read_input(prompt, file)
-    if chat and not messages and not batch:
-        text = data.decode("utf-8", "replace").removesuffix("\n")
-        conversation = [{"role": "user", "content": text}]
-    if conversation and system:
-        conversation = [{"role": "system", "content": system}, *conversation]
+    data, conversation = b"", None
+    if not batch:  # each of its lines has its own
+        data, conversation = _prompt(prompt, file, messages, chat, system)
     if conversation and on_overflow != "error":
         raise RecipeError("--on-overflow cuts a prompt, which would cut a conversation's template")
     request = Request(
@@ -189,6 +178,23 @@ def generate(
         verify_ways(request, as_json=as_json, quiet=quiet)
     else:
         answer(request, as_json=as_json, quiet=quiet)
+
+
+def _prompt(
+    prompt: str | None, file: Path | None, messages: Path | None, chat: bool, system: str | None
+) -> tuple[bytes, list[dict] | None]:
+    """Read what is to be continued, and the conversation if it is to be answered."""
+    from cli.chat import read_messages
+    from cli.options import read_input
+
+    data = b"" if messages else read_input(prompt, file)
+    conversation = read_messages(messages) if messages else None
+    if chat and not messages:
+        text = data.decode("utf-8", "replace").removesuffix("\n")
+        conversation = [{"role": "user", "content": text}]
+    if conversation and system:
+        conversation = [{"role": "system", "content": system}, *conversation]
+    return data, conversation
 
 
 def _check(wishes: dict, stops: list[str] | None, hidden: bool) -> None:

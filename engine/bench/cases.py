@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 from engine.errors import LimitError, RecipeError
-from engine.recipe import nearest
+from engine.values import nearest
 
 What = Literal["prefill", "decode", "batch", "kv", "train", "load"]
 NATIVE = ("int8", "int4")  # precisions that only our own C generates in

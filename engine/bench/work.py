@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from engine.train.log import MetricsLog
 from engine.train.loop import train
 from engine.train.precision import choose_precision
 from engine.train.prepare import build_model
+from engine.train.schedule import ENDLESS, lr_factor
 from engine.train.team import check_processes
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
@@ -153,7 +155,14 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
     with tempfile.TemporaryDirectory() as folder, team as gradient:
         log = MetricsLog(Path(folder) / "metrics.jsonl", keep_until=0)
         endless = train(
-            model, optimizer, gradient, recipe.train, start=0, steps=lambda _: 1 << 40, clock=clock
+            model,
+            optimizer,
+            gradient,
+            recipe.train,
+            start=0,
+            steps=lambda step: ENDLESS,
+            factor=partial(lr_factor, steps=ENDLESS, config=recipe.train.schedule),
+            clock=clock,
         )
 
         def do() -> Taken:

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from engine.checkpoint import Snapshot, load_model, save
 from engine.config import ModelConfig, RunConfig, SampleConfig, TokenizerConfig
 from engine.data.batches import Batch
+from engine.doctor import decoding
 from engine.errors import CheckpointError, LimitError, ResourceError
 from engine.generate.sampler import sample, seeded
 from engine.hardware import autocast, check_memory, pick_dtype
 from engine.kernels.compile import Unavailable
+from engine.kernels.decoder import Library
 from engine.kernels.native import Kernels
 from engine.model.cache import KVCache
 from engine.model.int8 import Int8Linear
@@ -52,6 +54,7 @@ class Subject:
     tokenizer: Tokenizer
     adapter: bool = False  # its files hold only a part of it
     kernels: Kernels | Unavailable = Unavailable("they were not asked for")
+    library: Library | Unavailable = Unavailable("it was not asked for")  # our own decoder
 
     @property
     def device(self) -> torch.device:
@@ -115,11 +118,8 @@ def _answer(question: Question, subject: Subject) -> Check:
             value, ok = found, found <= question.limit  # which nan is not
     except ResourceError as error:
         note = str(error)
-    except (
-        CheckpointError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # that it cannot be computed is a finding
+    except (CheckpointError, RuntimeError, ValueError) as error:
+        # That it cannot be computed is a finding.
         ok, note = False, str(error).strip().split("\n")[0]
     return Check(
         name=question.name,
@@ -245,6 +245,15 @@ def _native(subject: Subject) -> float | str:
         return drift(_gradient(subject.model, batch), expected)
 
 
+def _decoded(subject: Subject, measure: Callable[..., float]) -> float | str:
+    """Measure our own decoder, which computes in C."""
+    if not subject.library:
+        return subject.library.reason
+    if subject.adapter or subject.device.type != "cpu":
+        return "it runs whole models, on the processor"
+    return measure(subject.model, subject.library, subject.tokens(TOGETHER).tolist())
+
+
 @torch.inference_mode()
 def _lower(subject: Subject, name: str) -> float | str:
     """Run a text with matrix products in a lower precision; with 8 bits, as training does."""
@@ -360,6 +369,24 @@ CHECKS = tuple(
         ("packed = alone", ROUNDING, "texts in one row = each by itself", _packed),
         ("1 × 8 = 8 × 1", ROUNDING, "gradient of a batch = of its parts", _accumulated),
         ("ours = torch's", ROUNDING, "gradient of a batch by our kernels", _native),
+        (
+            "C cached = uncached",
+            0,
+            "by our own decoder, to the bit",
+            partial(_decoded, measure=decoding.cached),
+        ),
+        (
+            "C batch = single",
+            0,
+            "by our own decoder, to the bit",
+            partial(_decoded, measure=decoding.batched),
+        ),
+        (
+            "C = torch",
+            ROUNDING,
+            "logits by our own decoder in fp32",
+            partial(_decoded, measure=decoding.beside_torch),
+        ),
         ("1 thread = all", ROUNDING, "however the work is shared", _threaded),
         ("saved = loaded", 0, "tensors that a checkpoint changed", _saved),
         ("same seed = same draw", 0, "tokens one seed drew otherwise", _drawn),

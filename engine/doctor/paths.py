@@ -14,9 +14,11 @@ import torch
 
 from engine.hardware import has_fast_bf16
 from engine.kernels.compile import Unavailable
+from engine.kernels.decoder import Library
 from engine.kernels.native import Kernels
 from engine.machine import OPTIONAL, Machine
 
+PRODUCTS = ("avx512_vnni", "avx2", "dotprod")  # of 8 bits, in engine/kernels/vector.h, best first
 SOURCE = "#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n"
 
 
@@ -34,6 +36,7 @@ def fast_paths(
     device: torch.device,
     cxx: str = "",
     kernels: Kernels | Unavailable = Unavailable("they were not asked for"),
+    library: Library | Unavailable = Unavailable("it was not asked for"),
 ) -> list[FastPath]:
     """List the faster ways; `cxx` is command and version of the C++ compiler, or empty.
 
@@ -42,6 +45,7 @@ def fast_paths(
     rows = {
         "bf16": _bf16(machine, device),
         "our kernels": _kernels(kernels, device),
+        "our decoder": _decoder(library, device, machine),
         "all cores": _threads(machine),
         "accelerator": _accelerator(machine, device),
         "torch.compile": (bool(cxx), f"can build with {cxx}" if cxx else "needs a C++ compiler"),
@@ -81,6 +85,18 @@ def _kernels(kernels: Kernels | Unavailable, device: torch.device) -> tuple[bool
     if has_fast_bf16(device):
         return False, "training takes bf16 here; run.dtype=int8 would use them"
     return True, "training takes them, and lm train multiplies in 8 bits"
+
+
+def _decoder(
+    library: Library | Unavailable, device: torch.device, machine: Machine
+) -> tuple[bool, str]:
+    """The C code that answers without torch."""
+    if not library:
+        return False, library.reason
+    if device.type != "cpu":
+        return False, f"{device.type} answers by torch; --device cpu would use it"
+    found = next((name for name in PRODUCTS if name in machine.isa), "plain C")
+    return True, f"lm generate takes it; 8-bit products by {found}"
 
 
 def _threads(machine: Machine) -> tuple[bool, str]:

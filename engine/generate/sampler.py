@@ -22,23 +22,24 @@ BLOCK = 256  # weights that are added up before one of them is looked for
 TINY = 1e-30  # temperatures below would be 0 in fp32
 
 
-def seeded(seed: int) -> np.random.Generator:
+def seeded(seed: int) -> "np.random.Generator":
     """Return the random numbers that a seed stands for, the same on every machine."""
     return np.random.Generator(np.random.PCG64(seed))
 
 
 def sample(
-    logits_V: np.ndarray, seen: Ids, config: SampleConfig, random: np.random.Generator
+    logits_V: np.ndarray, seen: Ids, config: SampleConfig, random: "np.random.Generator | None"
 ) -> int:
     """Choose the next token.
 
     Shapes: logits_V fp32, seen: ids of all tokens so far. Temperature 0 takes the likeliest token,
-    the lowest id on a tie.
+    the lowest id on a tie, and needs no random numbers.
 
     Raises: CheckpointError if the model gave no numbers to choose by.
     """
     if config.temperature == 0:
         return _likeliest(penalize(logits_V, seen, config.repetition_penalty))
+    assert random is not None
     ids, weights = candidates(logits_V, seen, config)
     return int(ids[draw(weights, random)])
 
@@ -54,7 +55,7 @@ def probabilities(logits_V: np.ndarray, seen: Ids, config: SampleConfig) -> np.n
     return probability_V
 
 
-def draw(weights: np.ndarray, random: np.random.Generator) -> int:
+def draw(weights: np.ndarray, random: "np.random.Generator") -> int:
     """Choose an index, each as often as its weight says; they may add up to anything above 0.
 
     By inverting the cumulative sum, first of blocks, then within one: one uniform number per token,

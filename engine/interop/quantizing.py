@@ -108,7 +108,7 @@ def _check_out(folder: Path, out: Path, force: bool) -> None:
 
 
 def _plan(folder: Path, config: ModelConfig, format: Format) -> list[TensorSpec]:
-    """List what is to be written: matrices in the order in which they are read, then vectors."""
+    """List what is to be written: matrices in the order in which they are read, scales, vectors."""
     shapes = parameter_shapes(config)
     ordered = {name: shapes[name] for name, _ in plain_parameters(folder, config)}
     layout = quantized_layout(ordered, format)
@@ -119,7 +119,7 @@ def _tensors(
     folder: Path, config: ModelConfig, format: Format, errors: dict[str, float]
 ) -> Iterator[Tensor]:
     """Yield what `_plan` lists, and note the error of each matrix."""
-    vectors = []
+    scales, vectors = [], []
     for name, values in plain_parameters(folder, config):
         if values.ndim == 1:
             vectors.append(torch.from_numpy(np.array(widen(values))))
@@ -128,7 +128,8 @@ def _tensors(
         errors[name] = relative_error(values, matrix)
         assert matrix.scale is not None
         yield torch.from_numpy(matrix.data)
-        yield torch.from_numpy(matrix.scale)
+        scales.append(torch.from_numpy(matrix.scale))
+    yield from scales
     yield from vectors
 
 

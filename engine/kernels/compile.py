@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +130,8 @@ def _make(command: list[str], sources: Sequence[Path], library: Path) -> None:
     """Compile all sources at the same time, then link. Raises: OSError, SubprocessError."""
     objects = [str(library.with_name(f"{source.stem}.o")) for source in sources]
     pairs = zip(map(str, sources), objects, strict=True)
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor() as pool:  # of threads that wait for the compiler's processes
         list(pool.map(lambda pair: _run([*command, "-c", pair[0], "-o", pair[1]]), pairs))
     _run([*command, "-shared", *objects, "-o", str(library), "-lm"])

@@ -292,19 +292,24 @@ static void weigh(const model *m, long window, long position, long block, float 
     static const ivec count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     vec s[VECS], top = all(*most);
     ivec seen[VECS];
+    long distance = position - block * BLOCK;
+    int all_seen = distance >= BLOCK - 1 && (!window || distance < window);
     EACH(i, VECS) {
-        ivec distance = (int32_t)(position - block * BLOCK - i * LANES) - count;
-        seen[i] = distance >= 0;
-        if (window) seen[i] &= distance < (int32_t)window;
         s[i] = load(scores + i * LANES) * m->scale;
         if (m->softcap) s[i] = m->softcap * hyperbolic(s[i] / m->softcap);
-        s[i] = choose(seen[i], s[i], all(NEVER));
+        if (!all_seen) {
+            ivec far = (int32_t)(distance - i * LANES) - count;
+            seen[i] = far >= 0;
+            if (window) seen[i] &= far < (int32_t)window;
+            s[i] = choose(seen[i], s[i], all(NEVER));
+        }
         top = greater(top, s[i]);
     }
-    float now = largest(top), less = exponential(all(*most - now))[0];
+    float now = largest(top), less = now > *most ? exponential(all(*most - now))[0] : 1;
     vec sums = all(0);
     EACH(i, VECS) {
-        vec weight = choose(seen[i], exponential(s[i] - now), all(0));
+        vec weight = exponential(s[i] - now);
+        if (!all_seen) weight = choose(seen[i], weight, all(0));
         store(scores + i * LANES, weight);
         sums += weight;
     }

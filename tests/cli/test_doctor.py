@@ -32,13 +32,13 @@ def test_one_screen(run):
     result = run("doctor")
     assert result.code == 0, result.err
     lines = result.out.splitlines()
-    assert 28 <= len(lines) <= 40 and max(map(len, lines)) <= 80
+    assert 28 <= len(lines) <= 44 and max(map(len, lines)) <= 80
     for label in ("processor", "instructions", "reads", "multiplies", "torch", "compiler"):
         assert re.search(rf"^{label} +\S", result.out, re.MULTILINE), label
     assert "bf16" in result.out and "(it fits the cache" in result.out
     assert re.search(r"ok   cached = uncached +\d\.?\d*(e-\d+)? ≤ 5e-04 ", result.out)
     assert "-    compiled = eager      skipped: " in result.out and "FAIL" not in result.out
-    assert re.fullmatch(r"\d+ checks hold, \d skipped, 0 fail · \d+\.\d s\n", result.err)
+    assert re.search(r"^\d+ checks hold, \d skipped, 0 fail · \d+\.\d s$", result.err, re.M)
     assert run("doctor", "-q").err == ""
 
 
@@ -73,7 +73,7 @@ def test_a_check_that_fails_is_exit_code_7(run, monkeypatch, tokenizer, words):
     )
     result = run("doctor", *words)
     assert result.code == 7
-    assert re.search(r"^error: \d of 12 checks fail on cpu: cached = uncached, ", result.err, re.M)
+    assert re.search(r"^error: \d+ of 15 checks fail on cpu: cached = uncached, ", result.err, re.M)
     if words == ("--json",):
         told = json.loads(result.out)
         assert told["ok"] is False and told["checks"][0]["value"] is None

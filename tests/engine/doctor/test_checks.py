@@ -34,8 +34,8 @@ def failing(subject: Subject, **how) -> set[str]:
     return {name for name, check in answers(subject, **how).items() if check.ok is False}
 
 
-def test_a_sound_engine_passes_them_all(kernels):
-    subject = replace(random_subject(CPU), kernels=kernels)
+def test_a_sound_engine_passes_them_all(kernels, library):
+    subject = replace(random_subject(CPU), kernels=kernels, library=library)
     torch.set_num_threads(2)
     found = answers(subject, compiler="c++")
     assert set(NAMES) <= set(found)
@@ -162,6 +162,7 @@ def test_what_cannot_be_tried_is_skipped_with_its_reason(subject, monkeypatch):
     assert found["1 thread = all"].note == "torch has one thread"
     assert found["compiled = eager"].note == "needs a C++ compiler"
     assert "adapter" in answers(replace(subject, adapter=True))["saved = loaded"].note
+    assert found["C = torch"].note == "it was not asked for"
     assert failing(subject) == set()
 
 

@@ -28,6 +28,14 @@ def test_bf16_is_on_where_training_takes_it(monkeypatch):
     assert rows()["bf16"][0]
 
 
+def test_our_decoder_is_on_where_it_was_built(library):
+    decoder = {path.name: path for path in fast_paths(describe("none"), CPU, library=library)}
+    assert decoder["our decoder"].on and "8-bit products by" in decoder["our decoder"].why
+    assert rows()["our decoder"] == (False, "it was not asked for")
+    away = fast_paths(describe("none"), torch.device("mps"), library=library)
+    assert "mps answers by torch" in {path.name: path.why for path in away}["our decoder"]
+
+
 def test_threads_fewer_or_more_than_cores_are_told():
     assert rows(threads=4, cores=4)["all cores"] == (True, "threads 4, cores 4")
     for threads in (2, 8):

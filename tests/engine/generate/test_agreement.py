@@ -11,6 +11,7 @@ from engine.generate.agreement import WAYS, Way, agree
 from engine.generate.decoder import BLOCK, Cache, Run
 from engine.generate.reference import TorchCache, TorchDecoder
 from tests.conftest import make_model
+from tests.engine.generate.test_native import native
 
 PROMPT = [int(i) for i in np.random.default_rng(0).integers(1, 399, 75)]
 
@@ -38,6 +39,13 @@ def test_a_sound_decoder_agrees_in_every_way(tokenizer, seed):
         assert way.same and way.first_difference is None and way.ids == found["uncached"].ids
         assert way.largest < 1e-4, "sums in another order"
     assert found["uncached"].exact and found["uncached"].largest == 0
+
+
+@pytest.mark.parametrize("format", ["f32", "bf16", "int8", "int4"])
+def test_our_own_decoder_agrees_to_the_bit(tokenizer, library, format):
+    found = ways(native(sharp().model, library, format), tokenizer)
+    assert all(way.same and way.exact and way.largest == 0 for way in found.values())
+    assert len(set(found["uncached"].ids)) > 3, "or a stale cache could not show"
 
 
 class Broken:
