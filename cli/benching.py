@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from cli.bench_views import Money, check_picture, picture, show_json, show_tables
-from cli.options import cache_folder, let_threads_sleep, load_recipe, the_model
+from cli.options import cache_folder, load_recipe, the_model
 from cli.render import say
 from engine.bench.cases import Case, Grid, What, expand, read_numbers, read_whats
 from engine.bench.measure import measure
@@ -57,7 +57,6 @@ def bench(request: Request, *, as_json: bool, quiet: bool) -> None:
     check_picture(request.plot)
     money = _money(request, quiet)
     use_threads(0)
-    let_threads_sleep()  # as in lm generate
     subject = _subject(request)
     cases = _cases(request, subject, quiet)
     machine = describe()
