@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from cli.generation import Request, check_template, load_for, read_prompt
 from cli.render import emit, emit_json, say
@@ -66,7 +67,8 @@ def _decoders(request: Request) -> Iterator[tuple[Decoder, Tokenizer]]:
     ):
         for dtype in PRECISIONS:
             if dtype != stored:
-                yield load_for(request.folder, **(request.how | {"dtype": dtype}))
+                how: dict[str, Any] = request.how | {"dtype": dtype}
+                yield load_for(request.folder, **how)
 
 
 def _row(decoder: str, way: Way) -> str:
