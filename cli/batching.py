@@ -136,7 +136,7 @@ def answer_lines(
     lines = itertools.chain([next(lines)], lines)  # what is no batch at all ends here
     with ExitStack() as stack:
         output = stack.enter_context(_opened(out, source, resume, force)) if out else None
-        decoder, tokenizer = load_for(defaults.request.folder, **defaults.request.how)
+        decoder, tokenizer = load_for(defaults.request.folder, **defaults.request.how, quiet=quiet)
         maker = Maker(defaults, decoder, tokenizer, stack)
         progress = Progress(quiet, alone=bool(output) or not sys.stdout.isatty())
         if output and resume:

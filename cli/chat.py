@@ -63,7 +63,7 @@ def open_chat(
     if system:
         before = [{"role": "system", "content": system}, *before]
     with Renderer() as renderer:  # starts while the model loads
-        decoder, tokenizer, guesser = load_both(folder, how, draft, draft_tokens)
+        decoder, tokenizer, guesser = load_both(folder, how, draft, draft_tokens, quiet)
         settings = dataclasses.replace(sample_defaults(folder), **{"max_tokens": 0} | wishes)
         prefixes = open_prefixes(folder, prefix_room, quiet)
         session = Session(

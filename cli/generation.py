@@ -19,7 +19,7 @@ from engine.config import SampleConfig
 from engine.errors import CheckpointError, DataError, RecipeError
 from engine.generate.decode import fit_prompt, generate, prefill
 from engine.generate.decoder import Decoder
-from engine.generate.load import load_decoder
+from engine.generate.load import first_build, load_decoder
 from engine.generate.writer import Token
 from engine.peak import peak_memory
 from engine.sampling_defaults import ANSWER, sample_defaults
@@ -60,7 +60,7 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     if request.messages is not None:
         check_template(request.folder)
     decoder, tokenizer, guesser = load_both(
-        request.folder, request.how, request.draft, request.draft_tokens
+        request.folder, request.how, request.draft, request.draft_tokens, quiet
     )
     _, whole = read_prompt(request, tokenizer, quiet)
     prompt, settings = fit(request, whole, decoder.config.max_seq_len)
@@ -198,27 +198,31 @@ def load_for(
     kernels: str = "auto",
     kv: str = "auto",
     layers: int = 0,
+    quiet: bool = False,
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model to generate with, as every command does."""
     # Threads that wait spin for some 0.1 ms before they sleep, rather than for longer than another
     # program's turn: on a busy machine that is worth half the time. OpenMP reads it when it loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    cache = cache_folder()
+    if doing := first_build(folder, device, kernels, cache):
+        say(f"{doing} …", quiet)
     how: dict[str, Any] = {"device": device, "dtype": dtype, "kernels": kernels, "kv": kv}
-    return load_decoder(folder, **how, cache=cache_folder(), layers=layers)
+    return load_decoder(folder, **how, cache=cache, layers=layers)
 
 
 def load_both(
-    folder: Path, how: dict[str, Any], draft: str | None, most: int | None
+    folder: Path, how: dict[str, Any], draft: str | None, most: int | None, quiet: bool
 ) -> tuple[Decoder, Tokenizer, "Guesser | None"]:
     """Load a model and what guesses ahead of it, if anything."""
     if most and not draft:
         raise RecipeError("--draft-tokens counts the guesses of --draft; add --draft lookup")
-    decoder, tokenizer = load_for(folder, **how)
+    decoder, tokenizer = load_for(folder, **how, quiet=quiet)
     if not draft:
         return decoder, tokenizer, None
     from cli.drafting import make_guesser
 
-    load = partial(load_for, **how)
+    load = partial(load_for, **how, quiet=quiet)
     return decoder, tokenizer, make_guesser(draft, most, folder, decoder, tokenizer, load)
 
 

@@ -13,6 +13,7 @@ from ctypes import POINTER, c_int64, c_void_p
 import numpy as np
 
 from engine.config import ModelConfig
+from engine.cost import decode_bytes, weights_read
 from engine.generate.decoder import BLOCK, Cache, Run
 from engine.kernels.decoder import (
     ACTIVATIONS,
@@ -26,6 +27,7 @@ from engine.kernels.decoder import (
     Library,
 )
 from engine.model.angles import angles, attention_factor
+from engine.model.shapes import parameter_shapes
 from engine.quantize import Matrix
 
 PIECE = 256  # tokens that one call runs
@@ -196,6 +198,23 @@ class NativeDecoder:
         for run in runs:
             cache._grow(run.row, len(run.tokens))
         return logits
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the weights; see `Weighed.bytes`."""
+        return sum(self._sizes().values())
+
+    def bytes_read(self, depth: int, rows: int = 1) -> float:
+        """Return what a token reads; see `Weighed.bytes_read`."""
+        # In int8, the numbers of a head have a scale in fp32.
+        number = {"fp32": 4, "fp16": 2, "int8": 1 + 4 / self.config.head_dim}[self.kv]
+        weights = weights_read(self.config, self._sizes())
+        return decode_bytes(self.config, depth, rows, weights, number)
+
+    def _sizes(self) -> dict[str, int]:
+        """Return the bytes of each parameter; a draft of some layers has been given all of them."""
+        used = {name: self.weights[name] for name in parameter_shapes(self.config)}
+        return {n: w.bytes if isinstance(w, Matrix) else w.nbytes for n, w in used.items()}
 
     def _run(self, cache: NativeCache, token, position, row, which, onto: np.ndarray) -> None:
         """Run at most PIECE tokens."""
