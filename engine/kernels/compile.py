@@ -93,13 +93,12 @@ def _facts(compiler: str) -> str:
 
 def _processor() -> str:
     """Say what the processor can do: a home folder may be shared by machines that differ."""
-    words = [platform.machine(), platform.processor()]
-    info = Path("/proc/cpuinfo")
+    machine, info = platform.machine(), Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(("flags", "Features")):
-                return " ".join([*words, line])
-    return " ".join(words)
+                return f"{machine} {line}"
+    return f"{machine} {platform.processor()}"  # which starts a program to ask
 
 
 def _is_whole(library: Path) -> bool:

@@ -387,7 +387,7 @@ def load_tokenizer(path: Path, exact: bool = False) -> Tokenizer:
     # Only under its usual name does the file belong to what stands beside it.
     settings = read_settings(file.parent) if file.name == "tokenizer.json" else None
     try:
-        definition = file.read_text(encoding="utf-8")
+        definition = file.read_bytes().decode()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is not a tokenizer.json: {error}") from None
     try:
