@@ -208,7 +208,13 @@ def load_for(
     if doing := first_build(folder, device, kernels, cache):
         say(f"{doing} …", quiet)
     how: dict[str, Any] = {"device": device, "dtype": dtype, "kernels": kernels, "kv": kv}
-    return load_decoder(folder, **how, cache=cache, layers=layers)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    loaded = load_decoder(
+        folder, **how, cache=cache, layers=layers, threads=int(threads) if threads.isdigit() else 0
+    )
+    if why := getattr(loaded[0], "instead", ""):
+        say(f"computed by torch, which is slower and takes more memory: {why}", quiet)
+    return loaded
 
 
 def load_both(

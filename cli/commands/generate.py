@@ -229,6 +229,8 @@ def _check_verify(given: dict) -> None:
         if name != "max_tokens" and value not in (None, False):
             option = "-n" if name == "n" else "--" + name.replace("_", "-")
             raise RecipeError(f"--verify takes the likeliest token each time; leave out {option}")
+    if given.get("max_tokens") == 0:
+        raise RecipeError("--verify with --max-tokens 0 would compare nothing; ask for some")
 
 
 def _check_chat(

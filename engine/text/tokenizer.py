@@ -369,8 +369,7 @@ def _at_most(texts: Iterable[str], limit: int) -> Iterable[str]:
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
         yield data.decode("utf-8", "replace")
-        limit -= len(data)
-        if limit <= 0:
+        if (limit := limit - len(data)) <= 0:
             return
 
 
@@ -396,8 +395,6 @@ def load_tokenizer(path: Path, exact: bool = False) -> Tokenizer:
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
     if exact and tokenizer.flaw:
-        raise CheckpointError(
-            f"{file}: the tokenizer {tokenizer.flaw}, so a model would not learn from the text as"
-            " it is; train one with `lm train-tokenizer`"
-        )
+        why = f"the tokenizer {tokenizer.flaw}, so a model would not learn from the text as it is"
+        raise CheckpointError(f"{file}: {why}; train one with `lm train-tokenizer`")
     return tokenizer
