@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.options import cache_folder
+from cli.options import cache_folder, let_threads_sleep
 from cli.render import emit, emit_json, say
 from engine.adapter_config import holder
 from engine.config import SampleConfig
@@ -201,12 +201,10 @@ def load_for(
     quiet: bool = False,
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model to generate with, as every command does."""
-    # Threads that wait spin for some 0.1 ms before they sleep, rather than for longer than another
-    # program's turn: on a busy machine that is worth half the time. OpenMP reads it when it loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     cache = cache_folder()
     if doing := first_build(folder, device, kernels, cache):
         say(f"{doing} …", quiet)
+    let_threads_sleep()
     how: dict[str, Any] = {"device": device, "dtype": dtype, "kernels": kernels, "kv": kv}
     threads = os.environ.get("OMP_NUM_THREADS", "")
     loaded = load_decoder(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from cli.options import Device, Json, Model, Overrides, Quiet
+from cli.options import Device, Json, Model, Overrides, Quiet, let_threads_sleep
 
 
 class _Bench(TyperGroup):
@@ -93,6 +93,8 @@ def run(
     lm bench -m smollm2 --what decode --depth 0..2048+512 --record a.jsonl
     lm bench compare a.jsonl b.jsonl --fail-if-slower 3%
     """
+    if what != "train":  # as in lm generate; lm train does not, and torch brings the same OpenMP
+        let_threads_sleep()
     from cli.benching import Request, bench
 
     wishes = Request(
