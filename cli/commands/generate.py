@@ -184,11 +184,15 @@ def _prompt(
     prompt: str | None, file: Path | None, messages: Path | None, chat: bool, system: str | None
 ) -> tuple[bytes, list[dict] | None]:
     """Read what is to be continued, and the conversation if it is to be answered."""
-    from cli.chat import read_messages
     from cli.options import read_input
 
-    data = b"" if messages else read_input(prompt, file)
-    conversation = read_messages(messages) if messages else None
+    data, conversation = b"", None
+    if messages:
+        from cli.chat import read_messages
+
+        conversation = read_messages(messages)
+    else:
+        data = read_input(prompt, file)
     if chat and not messages:
         text = data.decode("utf-8", "replace").removesuffix("\n")
         conversation = [{"role": "user", "content": text}]
