@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cli.render import console, count, size
+from cli.render import console, count, percent, size
 from engine.adapter_config import find_base, holder, is_adapter
 from engine.config import ModelConfig, Recipe
 from engine.cost import kv_bytes_per_token, kv_fixed_bytes, parameters, train_flops
@@ -135,7 +135,7 @@ def _print_origin(out: Callable[..., None], shown: Shown) -> None:
         _print_training(out, shown)
     if made := manifest.get("quantized"):
         out(f"quantized  to {made['format']} from {made['folder']}")
-        out(f"           relative error {made['mean_error']:.2%} in the mean of all matrices")
+        out(f"           relative error {percent(made['mean_error'])} in the mean of all matrices")
     for name, entry in sorted(manifest.get("files", {}).items()):
         out(f"file       {entry['sha256'][:12]}  {entry['bytes']:>13,}  {name}")
 
