@@ -5,8 +5,10 @@ import fcntl
 import hashlib
 import itertools
 import json
+import os
 import secrets
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -132,10 +134,11 @@ def answer_lines(
     out = None if out is None or str(out) == STDIN else out
     if resume and (force or out is None):
         raise RecipeError("--resume goes on with the file that -o names, which --force would empty")
+    _refuse_itself(source, out)
     lines = read_lines(source)
     lines = itertools.chain([next(lines)], lines)  # what is no batch at all ends here
     with ExitStack() as stack:
-        output = stack.enter_context(_opened(out, source, resume, force)) if out else None
+        output = stack.enter_context(_opened(out, resume, force)) if out else None
         decoder, tokenizer = load_for(defaults.request.folder, **defaults.request.how, quiet=quiet)
         maker = Maker(defaults, decoder, tokenizer, stack)
         progress = Progress(quiet, alone=bool(output) or not sys.stdout.isatty())
@@ -173,19 +176,26 @@ def _interruptible(progress: "Progress", out: Path | None) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _refuse_itself(source: Source, out: Path | None) -> None:
+    """Refuse to write the file that is read. Raises: RecipeError."""
+    try:
+        read = source.path.stat() if source.path else os.fstat(0)
+        written = out.stat() if out else os.fstat(1)
+    except OSError:  # what is not there is no file twice
+        return
+    if stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
+        name = out or "standard output"
+        raise RecipeError(f"{name}: is the input itself; choose another file with -o")
+
+
 @contextmanager
-def _opened(out: Path, source: Source, resume: bool, force: bool) -> Iterator[FileIO]:
+def _opened(out: Path, resume: bool, force: bool) -> Iterator[FileIO]:
     """Open the output for this process alone, without a buffer: what is written is there.
 
     Raises: RecipeError if something is there that nobody said what to do with.
     """
     try:
-        there = out.is_file()  # a device or a pipe has nothing to lose
-        if there and source.path and out.samefile(source.path):
-            raise RecipeError(f"{out}: is the input itself; choose another file with -o")
-        if there and not (resume or force):
-            raise RecipeError(f"{out}: exists; --resume goes on with it, --force replaces it")
-        stream = FileIO(out, "r+" if there else "w")
+        stream = FileIO(out, "a")  # empties nothing that another process may be writing
     except OSError as error:
         raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
     with stream:
@@ -193,7 +203,10 @@ def _opened(out: Path, source: Source, resume: bool, force: bool) -> Iterator[Fi
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RecipeError(f"{out}: another process is writing it; wait for it") from None
-        if there and force:
+        held = os.fstat(stream.fileno()).st_size  # a device or a pipe has nothing to lose
+        if held and not (resume or force):
+            raise RecipeError(f"{out}: exists; --resume goes on with it, --force replaces it")
+        if held and force:
             stream.truncate(0)
         yield stream
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import FileIO
 
 import pytest
 
@@ -270,6 +271,51 @@ def test_one_process_writes_an_output(here, tmp_path):
     with (tmp_path / "out.jsonl").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         failed(here("--batch", "in", "-o", "out", "--force", lines=LINES), 2, "another process")
+
+
+def test_an_output_is_not_emptied_before_it_is_this_process_s_own(here, tmp_path, monkeypatch):
+    """Another process makes the output, and writes, while this one is about to."""
+    out = tmp_path / "out.jsonl"
+
+    def late(name, mode):
+        out.write_text("an answer\n")
+        others.append(out.open("r+"))
+        fcntl.flock(others[-1], fcntl.LOCK_EX)
+        return FileIO(name, mode)
+
+    monkeypatch.setattr(batching, "FileIO", late)
+    for words in ([], ["--force"], ["--resume"]):
+        others = []
+        failed(here("--batch", "in", "-o", "out", *words, lines=LINES), 2, "another process")
+        assert out.read_text() == "an answer\n"
+        others[0].close()
+        out.unlink()
+
+
+def test_the_input_is_never_the_output(place, tmp_path):
+    """Neither by the shell's doing; a process of its own has standard input and output."""
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps({"prompt": "x", "max_tokens": 1}) + "\n")
+    whole = file.read_bytes()
+    for words, name in (
+        (["--batch", "-", "-o", file, "--force"], str(file)),
+        (["--batch", "-", "-o", file, "--resume"], str(file)),
+        (["--batch", file], "standard output"),
+        (["--batch", "-"], "standard output"),
+    ):
+        with file.open("rb") as stdin, file.open("ab") as stdout:
+            result = subprocess.run(
+                [sys.executable, "-m", "cli.main", "generate", "-m", "tiny", *map(str, words)],
+                cwd=place,
+                env=command_environment(tmp_path),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.startswith(f"error: {name}: is the input itself")
+        assert result.stderr.count("\n") == 1 and file.read_bytes() == whole
 
 
 def test_progress_is_a_line_now_and_then(here, monkeypatch):
