@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from cli.batch_lines import Defaults, name_of, parse, read_lines, read_request
-from cli.generation import Request, fit, load_for, read_prompt, result_of
+from cli.generation import Request, load_for, read_prompt, result_of, settle
 from cli.inputs import STDIN, Source
 from cli.render import emit_bytes, say
 from engine.errors import DataError, InputError, LimitError, RecipeError, ResourceError
+from engine.generate.decode import fit_prompt
 from engine.generate.decoder import Decoder
 from engine.generate.schedule import PIECE, Finished, Job, Totals, complete
 from engine.peak import peak_memory
@@ -32,6 +33,7 @@ from engine.text.renderer import Renderer
 from engine.text.tokenizer import Tokenizer
 
 SCHEMA = "lm/batch/1"
+NAMED = 5  # lines that failed, in the last word
 OFTEN, SELDOM = 0.25, 10.0  # seconds between two words on how it goes: to a terminal, to a file
 
 
@@ -77,9 +79,13 @@ class Maker:
             key = dataclasses.replace(key, name=name_of(value))
             request = read_request(value, self.defaults)
             whole = self._ids(request)
-            ids, settings = fit(request, whole, self.context)
+            settings = settle(request, whole, self.context)
         except (InputError, LimitError, RecipeError) as error:
             return Finished(key=key, error=error)
+        try:
+            ids = fit_prompt(whole, settings.max_tokens, self.context, request.on_overflow)
+        except LimitError:
+            ids = whole  # refused where it begins, in the words of a line
         seed = self._seed_of(number) if request.seed is None else request.seed
         return Job(
             key=dataclasses.replace(key, seed=seed, cut=len(whole) - len(ids)),
@@ -91,11 +97,19 @@ class Maker:
         )
 
     def learn(self, number: int, line: bytes, record: dict[str, Any]) -> None:
-        """Go on with the seeds of an earlier run, which it chose at random."""
-        if self.seed is not None or "seed" not in record:
+        """Go on with the seeds of an earlier run, which it chose at random.
+
+        Raises: ValueError if it cannot have written such a record.
+        """
+        if "seed" not in record:
             return
-        if read_request(parse(line), self.defaults).seed is None:
-            self.seed = record["seed"] - number + 1
+        seed = record["seed"]
+        if type(seed) is not int or not 0 <= seed < 2**62 + number:
+            raise ValueError(f"{seed} is no seed")
+        if self.seed is None and read_request(parse(line), self.defaults).seed is None:
+            if seed < number - 1:
+                raise ValueError(f"{seed} is no seed of line {number}")
+            self.seed = seed - number + 1
 
     def _seed_of(self, number: int) -> int:
         if self.seed is None:
@@ -231,17 +245,18 @@ def _written(
                 raise DataError(f"{where}: has no line to answer; begin anew with --force")
             try:
                 record = json.loads(data)
-                made_from = record["line"], record["request"]
-            except (ValueError, TypeError, KeyError, RecursionError):
+                same = (record["line"], record["request"]) == (number, maker.digest(line))
+                if same:
+                    maker.learn(number, line, record)
+            except (ValueError, TypeError, KeyError, RecursionError, InputError):
                 raise DataError(
                     f"{where}: is no line of a batch; begin anew with --force"
                 ) from None
-            if made_from != (number, maker.digest(line)):
+            if not same:
                 raise DataError(
                     f"{where}: was made from another line than line {number} of the input, or with"
                     " another model or settings; repeat those, or begin anew with --force"
                 )
-            maker.learn(number, line, record)
             kept += len(data)
             yield record
     output.truncate(kept)
@@ -287,6 +302,7 @@ class Progress:
     def __init__(self, quiet: bool, alone: bool) -> None:
         """Say it in one place only if stderr is `alone` on the terminal."""
         self.ok = self.failed = self.before = 0
+        self.first: list[str] = []  # lines that failed
         self.totals = Totals()
         self.quiet = quiet
         self._live = alone and sys.stderr.isatty() and not quiet
@@ -294,8 +310,11 @@ class Progress:
 
     def count(self, record: dict[str, Any]) -> None:
         """Count a line of output."""
-        self.failed += "error" in record
-        self.ok += "error" not in record
+        failed = "error" in record
+        self.failed += failed
+        self.ok += not failed
+        if failed and self.failed <= NAMED:
+            self.first.append(str(record["line"]))
 
     def show(self, totals: Totals) -> None:
         """Say how far it is, if it is time to."""
@@ -324,6 +343,9 @@ class Progress:
             parts.insert(1, f"{self.before:,} lines from before")
         if seed is not None:
             parts.append(f"seed {seed}")
+        if self.failed:
+            more = " …" if self.failed > NAMED else ""
+            parts.append(f"failed lines: {', '.join(self.first)}{more}")
         if self.failed or not self.quiet:
             self.say(" · ".join(parts))
 

@@ -157,6 +157,8 @@ def test_a_bad_line_is_an_error_of_its_own(here, tmp_path):
         assert expected in row["error"]["message"], (line, row)
         assert row["error"]["exit_code"] == (6 if "context" in expected else 3)
         assert "text" not in row
+    assert result.err.endswith(" · failed lines: 2, 3, 4, 5, 6 …\n")
+    assert not [row for row in wrong if "--" in row["error"]["message"]]  # a line has no options
     assert "not UTF-8" in no_text["error"]["message"]
     assert [row["id"] for row in wrong if row["id"]] == [1, *["a"] * 5]
 
@@ -191,8 +193,13 @@ def test_what_is_no_batch_ends_at_once(here, tmp_path, monkeypatch):
 def test_options_that_do_not_fit(here):
     for words in (["-o", "x"], ["--rows", 2], ["--resume"], ["--force"]):
         failed(here("text", *words), 2, f"{words[0]}: leave it out, it is for --batch")
-    for words in (["text"], ["-f", "x"], ["--messages", "x"], ["-n", 2], ["--show-prompt"]):
-        failed(here("--batch", "in", *words), 2, "the lines of --batch say it themselves")
+    own = " does not go with --batch: its lines have their own"
+    for words in (["text"], ["-f", "x"], ["--messages", "x"]):
+        name = "a prompt" if words == ["text"] else words[0]
+        failed(here("--batch", "in", *words), 2, f"error: {name}{own}\n")
+    for words in (["-n", 2], ["--show-prompt"], ["--verify"], ["--draft", "lookup"]):
+        failed(here("--batch", "in", *words), 2, f"error: {words[0]} does not go with --batch\n")
+    failed(here("--batch", "in", "--prefix-cache"), 2, "--prefix-cache does not go with --batch")
     failed(here("--batch", "in", "--resume", lines=LINES), 2, "-o")
     failed(here("--batch", "in", "-o", "in"), 2, "is the input itself")
     failed(here("--batch", "in", "-o", "/dev/full", "--max-tokens", 1), 4, "cannot be written")
@@ -265,6 +272,29 @@ def test_only_the_same_batch_is_continued(here, tmp_path):
     whole = whole.split(b"\n", 1)[1]
     out.write_bytes(whole)
     assert here(*words, "--resume", "--seed", 1, lines=LINES).code == 0  # the input has grown
+
+
+SEEDS = [-1, True, 1.0, 1e400, "1", None, [], 2**62 + 2, 0]  # of line 2
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=str)
+def test_a_damaged_seed_is_said_with_its_place(here, tmp_path, seed):
+    out = tmp_path / "out.jsonl"
+    words = ["--batch", "in", "-o", "out", "--max-tokens", 1]
+    assert here(*words, lines=[{"prompt": ""}, {"prompt": "x"}]).code == 3
+    first, second = rows_of(out.read_text())
+    assert "seed" not in first
+    out.write_text(json.dumps(first) + "\n" + json.dumps(second | {"seed": seed}) + "\n")
+    whole = out.read_bytes()
+    failed(here(*words, "--resume"), 3, f"{out}:2: is no line of a batch")
+    assert out.read_bytes() == whole
+
+
+def test_an_overflow_is_said_in_the_words_of_a_line(here):
+    words = ["--batch", "in", "--on-overflow", "left"]
+    (row,) = rows_of(here(*words, lines=[{"prompt": "x", "max_tokens": 600}]).out)
+    expected = "prompt of 1 token + max_tokens 600 > context 512; shorten one"
+    assert row["error"] == {"message": expected, "exit_code": 6}
 
 
 def test_one_process_writes_an_output(here, tmp_path):
