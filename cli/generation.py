@@ -179,7 +179,13 @@ def show_prompt(request: Request, *, as_json: bool) -> None:
 
 
 def fit(request: Request, whole: list[int], context: int) -> tuple[list[int], SampleConfig]:
-    """Settle how long prompt and answer are.
+    """Settle how long prompt and answer are. Raises: LimitError if they do not fit."""
+    settings = settle(request, whole, context)
+    return fit_prompt(whole, settings.max_tokens, context, request.on_overflow), settings
+
+
+def settle(request: Request, whole: list[int], context: int) -> SampleConfig:
+    """Return the settings of an answer to a prompt.
 
     A length that nobody asked for gives way to the context; a conversation may be answered at
     some length.
@@ -188,7 +194,7 @@ def fit(request: Request, whole: list[int], context: int) -> tuple[list[int], Sa
     if "max_tokens" not in request.wishes and len(whole) < context:
         usual = settings.max_tokens if request.messages is None else ANSWER
         settings = dataclasses.replace(settings, max_tokens=min(usual, context - len(whole)))
-    return fit_prompt(whole, settings.max_tokens, context, request.on_overflow), settings
+    return settings
 
 
 def load_for(

@@ -108,7 +108,7 @@ def generate(
 
     The text goes to stdout as it comes, how fast to stderr. What is not given
     comes from the checkpoint. The order is: repetition penalty, temperature,
-    top-k, top-p, min-p.
+    top-k, top-p, min-p. The keys of a --batch line: docs/formats.md.
 
     \b
     lm generate "def fib(n):" -m stdlib --max-tokens 100 --seed 1
@@ -117,6 +117,9 @@ def generate(
     lm generate --chat "What is the capital of France?" -m smollm2
     lm generate --chat "Hi" -m smollm2 --show-prompt
     lm generate --batch questions.jsonl -m smollm2 -o answers.jsonl
+    lm generate -f a.py -m smollm2 --draft lookup   # guesses from the text so far
+    lm generate -f a.py -m smollm2 --prefix-cache   # a prompt is read once
+    lm generate "def fib(n):" -m smollm2 --dtype int8
     lm generate "def fib(n):" -m stdlib --verify   # exit code 7 if they differ
     """
     from cli.generation import Request, answer
@@ -220,9 +223,12 @@ def _check_batch(batch: Path | None, alone: dict, apart: dict) -> None:
     from engine.errors import RecipeError
 
     for option, value in (alone if batch else apart).items():
+        if value and batch:
+            own = option in ("a prompt", "-f", "--messages")
+            why = ": its lines have their own" if own else ""
+            raise RecipeError(f"{option} does not go with --batch{why}")
         if value:
-            why = "the lines of --batch say it themselves" if batch else "it is for --batch"
-            raise RecipeError(f"{option}: leave it out, {why}")
+            raise RecipeError(f"{option}: leave it out, it is for --batch")
 
 
 def _check_verify(given: dict) -> None:
