@@ -225,6 +225,8 @@ def load_both(
     folder: Path, how: dict[str, Any], draft: str | None, most: int | None, quiet: bool
 ) -> tuple[Decoder, Tokenizer, "Guesser | None"]:
     """Load a model and what guesses ahead of it, if anything."""
+    if draft == "":
+        raise RecipeError("--draft names nothing; give it lookup, layers:N or a checkpoint")
     if most and not draft:
         raise RecipeError("--draft-tokens counts the guesses of --draft; add --draft lookup")
     decoder, tokenizer = load_for(folder, **how, quiet=quiet)

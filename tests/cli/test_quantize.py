@@ -44,7 +44,18 @@ def test_a_quantized_model_is_made_shown_verified_and_used(format, run, place):
     assert run("verify", f"small-{format}").code == 0
     shown = run("show", f"small-{format}").out
     assert f", {format}\n" in shown and f"quantized  to {format} from {place}/small" in shown
-    assert run("show", f"small-{format}", "--fit").code == 0
+    facts = json.loads(run("show", f"small-{format}", "--fit", "--json").out)
+    fit, original = facts["fit"], json.loads(run("show", "small", "--fit", "--json").out)["fit"]
+    assert facts["stored"] == format
+    if fit["by"] == "native":  # torch would widen it
+        assert fit["weights"] == facts["weight_bytes"] < 0.4 * original["weights"]
+        assert (fit["dtype"], fit["kv"], original["dtype"]) == (format, "fp16", "fp32")
+        assert fit["scratch"] < 200_000_000 and facts["kv"] == "fp16"
+        assert f" as {format}\n" in run("show", f"small-{format}", "--fit").out
+    config = facts["config"]
+    numbers = 2 * config["n_layers"] * config["n_kv_heads"] * config["head_dim"]
+    width = {"fp16": 2, "bf16": 2, "fp32": 4}[fit["kv"]]
+    assert fit["kv_per_token"] == facts["kv_bytes_per_token"] == numbers * width
     said = run("generate", "def ", "-m", f"small-{format}", *GREEDY)
     assert said.code == 0 and said.out
 
