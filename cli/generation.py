@@ -179,7 +179,13 @@ def show_prompt(request: Request, *, as_json: bool) -> None:
 
 
 def fit(request: Request, whole: list[int], context: int) -> tuple[list[int], SampleConfig]:
-    """Settle how long prompt and answer are.
+    """Settle how long prompt and answer are. Raises: LimitError if they do not fit."""
+    settings = settle(request, whole, context)
+    return fit_prompt(whole, settings.max_tokens, context, request.on_overflow), settings
+
+
+def settle(request: Request, whole: list[int], context: int) -> SampleConfig:
+    """Return the settings of an answer to a prompt.
 
     A length that nobody asked for gives way to the context; a conversation may be answered at
     some length.
@@ -188,7 +194,7 @@ def fit(request: Request, whole: list[int], context: int) -> tuple[list[int], Sa
     if "max_tokens" not in request.wishes and len(whole) < context:
         usual = settings.max_tokens if request.messages is None else ANSWER
         settings = dataclasses.replace(settings, max_tokens=min(usual, context - len(whole)))
-    return fit_prompt(whole, settings.max_tokens, context, request.on_overflow), settings
+    return settings
 
 
 def load_for(
@@ -206,13 +212,21 @@ def load_for(
         say(f"{doing} …", quiet)
     let_threads_sleep()
     how: dict[str, Any] = {"device": device, "dtype": dtype, "kernels": kernels, "kv": kv}
-    return load_decoder(folder, **how, cache=cache, layers=layers)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    loaded = load_decoder(
+        folder, **how, cache=cache, layers=layers, threads=int(threads) if threads.isdigit() else 0
+    )
+    if why := getattr(loaded[0], "instead", ""):
+        say(f"computed by torch, which is slower and takes more memory: {why}", quiet)
+    return loaded
 
 
 def load_both(
     folder: Path, how: dict[str, Any], draft: str | None, most: int | None, quiet: bool
 ) -> tuple[Decoder, Tokenizer, "Guesser | None"]:
     """Load a model and what guesses ahead of it, if anything."""
+    if draft == "":
+        raise RecipeError("--draft names nothing; give it lookup, layers:N or a checkpoint")
     if most and not draft:
         raise RecipeError("--draft-tokens counts the guesses of --draft; add --draft lookup")
     decoder, tokenizer = load_for(folder, **how, quiet=quiet)

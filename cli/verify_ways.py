@@ -29,9 +29,9 @@ def verify_ways(request: Request, *, as_json: bool, quiet: bool) -> None:
         tokenizer = copy.copy(tokenizer)
         tokenizer.ends = frozenset()  # whatever the model says next, it must say every way
         context = decoder.config.max_seq_len
-        most = request.wishes.get("max_tokens", MOST)
+        most = request.wishes.get("max_tokens", min(MOST, context // 2))
         _, whole = read_prompt(request, tokenizer)
-        prompt = fit_prompt(whole, min(most, context - 1), context, request.on_overflow)
+        prompt = fit_prompt(whole, most, context, request.on_overflow)
         say(f"{decoder.name}: {len(prompt):,} tokens continued by up to {most:,}", quiet)
         ways = found[decoder.name] = []
         for way in agree(decoder, tokenizer, prompt, most):

@@ -22,6 +22,7 @@ from engine.tensors import Tensors
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 VERSION = 1
+INFINITE = 0x7C00  # the exponent of NaN and infinity in f16
 QUANTIZED: tuple[Format, ...] = ("int8", "int4")
 PLAIN: dict[str, Format] = {"float32": "f32", "uint16": "bf16", "float16": "f16"}
 Parameters = dict[str, Matrix | np.ndarray]
@@ -68,7 +69,8 @@ def stored_format(folder: Path) -> Format | None:
     if not is_quantized(raw):
         return None
     format, version = (raw[QUANTIZATION].get(key) for key in ("format", "version"))
-    if format not in QUANTIZED or version != VERSION:
+    known = type(version) is int and version == VERSION  # 1.0 and True equal 1 too
+    if format not in QUANTIZED or not known:
         raise CheckpointError(
             f"{folder / 'config.json'}: quantized as {format!r:.40}, version {version!r:.40}; known"
             f" are {' and '.join(QUANTIZED)}, version {VERSION}"
@@ -155,6 +157,11 @@ def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parame
         if len(shape) == 2:
             rows, columns = shape
             scale = tensors.read(f"{name}.scale")
+            if not ((scale.view(np.uint16) & INFINITE) != INFINITE).all():
+                raise CheckpointError(
+                    f"{folder}: {name}.scale holds NaN or infinity; the checkpoint is damaged, make"
+                    " it again with `lm quantize`"
+                )
             kind = format_of(name, format)
             data = Matrix(format=kind, rows=rows, columns=columns, data=data, scale=scale)
         parameters[name] = data

@@ -167,7 +167,7 @@ def _int8(wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     groups, steps = math.ceil(columns / GROUP8), math.ceil(columns / 4)
     padded = np.zeros((count, groups, GROUP8), np.float32)
     padded.reshape(count, -1)[:, :columns] = wide
-    most = np.maximum(padded.max(axis=2), -padded.min(axis=2))
+    most = np.maximum(padded.max(axis=2), -padded.min(axis=2)) + np.float32(0)  # no -0
     _check_finite(most)
     if most.max(initial=0) > FARTHEST8:
         raise ValueError(f"holds numbers beyond ±{FARTHEST8:,}, where int8 ends")
@@ -252,7 +252,8 @@ def _fit(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         consider(*_halves(slope, (total - slope * sums[0]) / size, low), sums)
     _, scale, minimum = best
     q = _round(w, scale, minimum).astype(np.uint8)
-    return q, scale.astype(np.float16), (minimum + low).astype(np.float16)
+    zero = np.float16(0)  # added, it makes 0 of -0
+    return q, scale.astype(np.float16) + zero, (minimum + low).astype(np.float16) + zero
 
 
 def _halves(

@@ -108,7 +108,7 @@ def generate(
 
     The text goes to stdout as it comes, how fast to stderr. What is not given
     comes from the checkpoint. The order is: repetition penalty, temperature,
-    top-k, top-p, min-p.
+    top-k, top-p, min-p. The keys of a --batch line: docs/formats.md.
 
     \b
     lm generate "def fib(n):" -m stdlib --max-tokens 100 --seed 1
@@ -117,6 +117,9 @@ def generate(
     lm generate --chat "What is the capital of France?" -m smollm2
     lm generate --chat "Hi" -m smollm2 --show-prompt
     lm generate --batch questions.jsonl -m smollm2 -o answers.jsonl
+    lm generate -f a.py -m smollm2 --draft lookup   # guesses from the text so far
+    lm generate -f a.py -m smollm2 --prefix-cache   # a prompt is read once
+    lm generate "def fib(n):" -m smollm2 --dtype int8
     lm generate "def fib(n):" -m stdlib --verify   # exit code 7 if they differ
     """
     from cli.generation import Request, answer
@@ -184,11 +187,15 @@ def _prompt(
     prompt: str | None, file: Path | None, messages: Path | None, chat: bool, system: str | None
 ) -> tuple[bytes, list[dict] | None]:
     """Read what is to be continued, and the conversation if it is to be answered."""
-    from cli.chat import read_messages
     from cli.options import read_input
 
-    data = b"" if messages else read_input(prompt, file)
-    conversation = read_messages(messages) if messages else None
+    data, conversation = b"", None
+    if messages:
+        from cli.chat import read_messages
+
+        conversation = read_messages(messages)
+    else:
+        data = read_input(prompt, file)
     if chat and not messages:
         text = data.decode("utf-8", "replace").removesuffix("\n")
         conversation = [{"role": "user", "content": text}]
@@ -216,9 +223,12 @@ def _check_batch(batch: Path | None, alone: dict, apart: dict) -> None:
     from engine.errors import RecipeError
 
     for option, value in (alone if batch else apart).items():
+        if value and batch:
+            own = option in ("a prompt", "-f", "--messages")
+            why = ": its lines have their own" if own else ""
+            raise RecipeError(f"{option} does not go with --batch{why}")
         if value:
-            why = "the lines of --batch say it themselves" if batch else "it is for --batch"
-            raise RecipeError(f"{option}: leave it out, {why}")
+            raise RecipeError(f"{option}: leave it out, it is for --batch")
 
 
 def _check_verify(given: dict) -> None:
@@ -229,6 +239,8 @@ def _check_verify(given: dict) -> None:
         if name != "max_tokens" and value not in (None, False):
             option = "-n" if name == "n" else "--" + name.replace("_", "-")
             raise RecipeError(f"--verify takes the likeliest token each time; leave out {option}")
+    if given.get("max_tokens") == 0:
+        raise RecipeError("--verify with --max-tokens 0 would compare nothing; ask for some")
 
 
 def _check_chat(

@@ -42,6 +42,11 @@ class Prefilled:
         return replace(self, row=row)
 
 
+def counted(tokens: int) -> str:
+    """Return how many tokens there are, in words."""
+    return f"{tokens:,} token" + ("" if tokens == 1 else "s")
+
+
 def fit_prompt(prompt: list[int], max_tokens: int, context: int, on_overflow: str) -> list[int]:
     """Return the prompt, cut only if the caller chose how.
 
@@ -55,7 +60,7 @@ def fit_prompt(prompt: list[int], max_tokens: int, context: int, on_overflow: st
         return prompt
     if on_overflow == "error":
         raise LimitError(
-            f"prompt of {len(prompt):,} tokens + --max-tokens {max_tokens:,} > context"
+            f"prompt of {counted(len(prompt))} + --max-tokens {max_tokens:,} > context"
             f" {context:,}; shorten one, or choose --on-overflow left|middle|right"
         )
     if room < 1:

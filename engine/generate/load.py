@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.adapter_config import is_adapter, model_digest
+from engine.adapter_config import is_adapter, model_digest, weights_stamp
 from engine.config import ModelConfig
-from engine.errors import RecipeError
+from engine.errors import RecipeError, ResourceError
 from engine.generate.decoder import Weighed
 from engine.generate.native import NativeDecoder
 from engine.kernels.compile import Unavailable
@@ -57,7 +57,9 @@ def load_decoder(
     check_torch(dtype, kv, library)
     from engine.generate.reference import load_reference
 
-    return load_reference(folder, device, dtype, threads, layers)
+    decoder, tokenizer = load_reference(folder, device, dtype, threads, layers)
+    decoder.instead = "" if library.wanted else library.reason
+    return decoder, tokenizer
 
 
 def native_library(
@@ -65,7 +67,7 @@ def native_library(
 ) -> Library | Unavailable:
     """Return the library that runs this checkpoint, or any whole model, or why torch has to."""
     reason = _without(folder, device, kernels)
-    return Unavailable(reason) if reason else load_library(cache)
+    return Unavailable(reason, wanted=True) if reason else load_library(cache)
 
 
 def first_build(folder: Path | None, device: str, kernels: str, cache: Path) -> str:
@@ -75,10 +77,14 @@ def first_build(folder: Path | None, device: str, kernels: str, cache: Path) -> 
 
 
 def check_torch(dtype: str, kv: str, library: Unavailable) -> None:
-    """Raise RecipeError for what torch cannot do, which has to stand in for the library."""
+    """Refuse what torch cannot do, which has to stand in for the library.
+
+    Raises: RecipeError if somebody wanted it so; ResourceError if this machine does.
+    """
     for option, value, usual in (("dtype", dtype, ("auto", "fp32", "bf16")), ("kv", kv, ("auto",))):
         if value not in usual:
-            raise RecipeError(
+            kind = RecipeError if library.wanted else ResourceError
+            raise kind(
                 f"--{option} {value} needs our own kernels, which are not in use here:"
                 f" {library.reason}"
             )
@@ -130,7 +136,9 @@ def _native(
         config = _shorter(config, layers)
     kv = "fp16" if kv == "auto" else kv
     # What keys and values are to the bit: of these weights, in this format, by this C.
-    facts = f"{model_digest(folder)} {dtype} {kv} {layers} {library.path.name}"
+    facts = (
+        f"{model_digest(folder)} {weights_stamp(folder)} {dtype} {kv} {layers} {library.path.name}"
+    )
     identity = hashlib.sha256(facts.encode()).hexdigest()
     decoder = NativeDecoder(config, weights, library, kv=kv, identity=identity, threads=threads)
     return decoder, tokenizer

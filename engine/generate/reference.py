@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.adapter_config import holder, model_digest
+from engine.adapter_config import holder, model_digest, weights_stamp
 from engine.checkpoint import load_model
 from engine.cost import decode_bytes, weights_read
 from engine.generate.decoder import BLOCK, Cache, Run
@@ -108,6 +108,7 @@ class TorchDecoder:
         self.model = model
         self.config = model.config
         self.identity = identity
+        self.instead = ""  # of our own C, if that was to be had: why not
         short = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
         self.kv = short[model.embed_tokens.weight.dtype]
         self.name = f"torch {self.kv}"
@@ -176,5 +177,6 @@ def load_reference(
     wish = pick_dtype("fp32" if dtype == "auto" and not half else dtype, place)
     model, tokenizer = load_model(folder, place, dtype=wish)
     model = first_layers(model, layers) if layers else model
-    facts = f"{model_digest(folder)} torch {torch.__version__} {place.type} {wish} {layers}"
+    facts = f"{model_digest(folder)} {weights_stamp(folder)} torch {torch.__version__}"
+    facts += f" {place.type} {wish} {layers}"
     return TorchDecoder(model, hashlib.sha256(facts.encode()).hexdigest()), tokenizer

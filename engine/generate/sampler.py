@@ -19,6 +19,7 @@ Ids = Sequence[int] | np.ndarray
 Kept = np.ndarray | slice  # which of some logits stay, by ascending index
 ALL = slice(None)
 BLOCK = 256  # weights that are added up before one of them is looked for
+FAR = float(np.finfo(np.float32).max)  # what no penalty goes beyond
 TINY = 1e-30  # temperatures below would be 0 in fp32
 
 
@@ -98,7 +99,8 @@ def _likeliest(logits_V: np.ndarray) -> int:
     if not math.isfinite(logits_V[best]):
         raise CheckpointError(
             f"the model's logits are no numbers ({logits_V[best]} for token {best}): its weights"
-            " are damaged, or too large for this precision; try --dtype fp32, or lm verify"
+            " are damaged, which lm verify finds, or too large for this precision; the checkpoint"
+            " it was made of may do, or one that is not quantized with --dtype fp32"
         )
     return best
 
@@ -109,7 +111,9 @@ def penalize(logits_V: np.ndarray, seen: Ids, penalty: float) -> np.ndarray:
         return logits_V
     ids, penalized_V = np.asarray(seen), logits_V.copy()
     old = logits_V[ids]
-    penalized_V[ids] = np.where(old > 0, old / penalty, old * penalty)
+    penalty = min(penalty, FAR)  # infinity times 0 would be no number
+    with np.errstate(over="ignore"):
+        penalized_V[ids] = np.where(old > 0, old / penalty, np.maximum(old * penalty, -FAR))
     return penalized_V
 
 

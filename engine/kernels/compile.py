@@ -33,6 +33,7 @@ class Unavailable:
     """There is no library on this machine, for a reason."""
 
     reason: str
+    wanted: bool = False  # by whoever asked, rather than by the machine
 
     def __bool__(self) -> bool:
         return False
@@ -106,15 +107,16 @@ def _is_whole(library: Path) -> bool:
     digest = library.with_suffix(".sha256")
     if not library.is_file() or not digest.is_file():
         return False
-    return hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text(encoding="ascii")
+    return hashlib.sha256(library.read_bytes()).hexdigest().encode() == digest.read_bytes()
 
 
 def _compile(command: list[str], sources: Sequence[Path], library: Path) -> None:
     """Compile the sources into `library`, which appears whole or not at all; note its digest."""
     library.parent.mkdir(parents=True, exist_ok=True)
     for left in library.parent.glob(f"{BUILDING}*"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # swept by another process
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=BUILDING) as folder:
         made = Path(folder) / library.name
         try:

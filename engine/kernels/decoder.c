@@ -247,8 +247,16 @@ static void widen(const model *m, const cache *c, long l, long block, float *key
     }
 }
 
-/* Scores of R queries and the 64 keys of a block. */
-INLINE void score(const int R, const float *const *q, const float *keys, long H, float *scores) {
+/* The queries of a tile that read one head of keys: `group` heads of each of its tokens. */
+typedef struct {
+    const float *q;
+    long heads, group;
+} query;
+
+/* Scores of R queries, from the r-th on, and the 64 keys of a block. */
+INLINE void score(const int R, const query *at, long r, const float *keys, long H, float *scores) {
+    const float *q[TALL];
+    EACH(i, R) q[i] = at->q + ((r + i) / at->group * at->heads + (r + i) % at->group) * H;
     vec acc[TALL][VECS];
     EACH(r, R)
         EACH(i, VECS) acc[r][i] = all(0);
@@ -332,9 +340,8 @@ static void attend(const model *m, const cache *c, const batch *b, const workspa
     long window = m->layers[l].window;
     float *scores = scratch, *gathered = scores + rows * BLOCK, *most = gathered + rows * wide;
     float *total = most + rows, *keys = total + rows, *values = keys + BLOCK * wide;
-    const float *q[TILE * group];
+    query q = {w->q + (tl->first * m->N + head * group) * H, m->N, group};
     for (long r = 0; r < rows; r++) {
-        q[r] = w->q + ((tl->first + r / group) * m->N + head * group + r % group) * H;
         most[r] = NEVER;
         total[r] = 0;
     }
@@ -344,8 +351,8 @@ static void attend(const model *m, const cache *c, const batch *b, const workspa
     for (long block = begin; block <= last / BLOCK; block++) {
         widen(m, c, l, block_at(m, c, l, b->row[tl->first], head, block), keys, values, wide);
         long r = 0;
-        for (; r + 4 <= rows; r += 4) score(4, q + r, keys, H, scores + r * BLOCK);
-        for (; r < rows; r++) score(1, q + r, keys, H, scores + r * BLOCK);
+        for (; r + 4 <= rows; r += 4) score(4, &q, r, keys, H, scores + r * BLOCK);
+        for (; r < rows; r++) score(1, &q, r, keys, H, scores + r * BLOCK);
         for (r = 0; r < rows; r++)
             weigh(m, window, first + r / group, block, scores + r * BLOCK, most + r, total + r,
                   gathered + r * wide, wide);
@@ -483,7 +490,7 @@ static void run_layer(const model *m, const cache *c, const batch *b, const work
 }
 
 static void embed(const model *m, const batch *b, const workspace *w, long t) {
-    float *x = w->x + t * w->in.width, learned[m->positions.data ? m->D : 1];
+    float *x = w->x + t * w->in.width, *learned = w->in.plain + t * w->in.width;
     look_up(&m->embedding, b->token[t], x);
     for (long i = 0; i < m->D; i++) x[i] *= m->embedding_scale;
     if (m->positions.data) {

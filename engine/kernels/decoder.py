@@ -106,6 +106,7 @@ def load_library(cache: Path) -> Library | Unavailable:
     try:
         return Library(path)
     except (OSError, AttributeError) as error:
+        path.unlink(missing_ok=True)  # whatever made it, the next one may be better
         return Unavailable(f"{path} does not load: {error}")
 
 

@@ -138,20 +138,17 @@ class Tokenizer:
         """
         if not 0 <= token_id < self.vocab_size:
             raise DataError(f"token id {token_id} is outside 0 … {self.vocab_size - 1}")
-        if token_id in self._verbatim:
-            return self._verbatim[token_id]
-        name = self.inner.id_to_token(token_id)
-        return b"" if name is None else self.spelling.bytes_of(name)
+        name = self.inner.id_to_token(token_id) or ""  # an id may have no token
+        return self._verbatim.get(token_id) or self.spelling.bytes_of(name)
 
     @cached_property
     def _verbatim(self) -> dict[int, bytes]:
         """The added tokens that are found in the text itself, not in its byte-level spelling."""
-        model, added = self.inner.model, self.inner.get_added_tokens_decoder()
+        inner, byte_level = self.inner, self.spelling.byte_level
         return {
             token_id: token.content.encode()
-            for token_id, token in added.items()
-            if token.special
-            or (self.spelling.byte_level and model.token_to_id(token.content) is None)
+            for token_id, token in inner.get_added_tokens_decoder().items()
+            if token.special or (byte_level and inner.model.token_to_id(token.content) is None)
         }
 
     @property
@@ -369,8 +366,7 @@ def _at_most(texts: Iterable[str], limit: int) -> Iterable[str]:
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
         yield data.decode("utf-8", "replace")
-        limit -= len(data)
-        if limit <= 0:
+        if (limit := limit - len(data)) <= 0:
             return
 
 
@@ -396,8 +392,6 @@ def load_tokenizer(path: Path, exact: bool = False) -> Tokenizer:
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
     if exact and tokenizer.flaw:
-        raise CheckpointError(
-            f"{file}: the tokenizer {tokenizer.flaw}, so a model would not learn from the text as"
-            " it is; train one with `lm train-tokenizer`"
-        )
+        why = f"the tokenizer {tokenizer.flaw}, so a model would not learn from the text as it is"
+        raise CheckpointError(f"{file}: {why}; train one with `lm train-tokenizer`")
     return tokenizer

@@ -60,7 +60,13 @@ def test_a_difference_is_named(run, place, monkeypatch):
         (("--temperature", 1), "leave out --temperature"),
         (("-n", 2), "leave out -n"),
         (("--stop", "x"), "leave out --stop"),
+        (("--draft", "lookup"), "leave out --draft"),
+        (("--max-tokens", 0), "would compare nothing"),
     ],
 )
 def test_what_would_be_ignored_is_refused(run, place, words, said):
     failed(verify(run, place, *words), 2, said)
+
+
+def test_what_does_not_fit_the_context_is_refused(run, place):
+    failed(verify(run, place, "--max-tokens", 1000), 6, "1,000 > context")

@@ -166,7 +166,13 @@ def test_a_quantized_checkpoint_becomes_nothing_else(wanted, tmp_path):
 
 @pytest.mark.parametrize(
     "scheme",
-    [{"format": "int3"}, {"format": "int8", "version": 2}, {"format": None}, {"format": [1]}, {}],
+    [
+        {"format": "int3"},
+        *({"format": "int8", "version": version} for version in (2, 1.0, True, "1")),
+        {"format": None},
+        {"format": [1]},
+        {},
+    ],
     ids=str,
 )
 def test_a_scheme_of_another_kind_is_refused(scheme, tmp_path):
@@ -184,6 +190,19 @@ def test_the_schemes_of_others_are_refused_by_name(scheme, tmp_path):
     write_json(tmp_path / "config.json", to_config_json(SMALL) | {"quantization_config": scheme})
     with pytest.raises(CheckpointError, match="'quantization_config' is not understood"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_a_scale_that_is_no_number_is_refused(format, value, tmp_path):
+    write_quantized(tmp_path, format)
+    tensors = safetensors.torch.load_file(tmp_path / SINGLE)
+    name = "blocks.1.mlp.up_proj.weight.scale"
+    tensors[name].view(-1)[-1] = value
+    safetensors.torch.save_file(tensors, tmp_path / SINGLE)
+    sign(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{name} holds NaN or infinity"):
+        read_matrices(tmp_path, SMALL, None)
 
 
 @pytest.mark.parametrize("broken", ["lacks", "shape", "kind", "extra"])

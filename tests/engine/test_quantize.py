@@ -200,3 +200,11 @@ def test_int8_keeps_the_largest_numbers_it_takes():
 def test_a_panel_is_as_wide_as_the_widest_register():
     """The C counts on it: 16 numbers of 32 bits are 512."""
     assert LANES * 32 == 512
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_the_scale_of_zeros_is_no_negative_zero(format):
+    signs = np.random.default_rng(1).integers(0, 2, (64, 256)).astype(bool)
+    for zeros in (np.zeros((64, 256)), -np.zeros((64, 256)), np.where(signs, -0.0, 0.0)):
+        matrix = pack(zeros.astype(np.float32), format)
+        assert matrix.scale is not None and not np.signbit(matrix.scale).any()

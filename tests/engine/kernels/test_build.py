@@ -121,8 +121,8 @@ def test_builds_that_are_killed_or_at_once_leave_a_whole_library(kernels, tmp_pa
     slow = tmp_path / "bin" / "cc"
     slow.parent.mkdir()
     slow.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exit\nwhile [ $# -gt 2 ]; do shift; done\n'
-        f'head -c 20000 {kernels.path} > "$1"; sleep 1; cp {kernels.path} "$1"\n'
+        '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n'
+        f'head -c 20000 {kernels.path} > "$2"; sleep 1; cp {kernels.path} "$2"\n'
     )
     slow.chmod(0o755)
     program = (
