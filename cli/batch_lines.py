@@ -10,9 +10,9 @@ from cli.generation import Request
 from cli.inputs import LOOKED_AT, BinaryFile, Source, printable, unreadable
 from engine.config import SampleConfig
 from engine.errors import DataError
-from engine.recipe import convert, nearest
 from engine.text.chat import check_messages
 from engine.text.usage import no_duplicates
+from engine.values import convert, nearest
 
 LONGEST = 16 << 20  # bytes of a line
 BLOCK = 1 << 16

@@ -5,8 +5,10 @@ import fcntl
 import hashlib
 import itertools
 import json
+import os
 import secrets
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -17,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from cli.batch_lines import Defaults, name_of, parse, read_lines, read_request
-from cli.generation import Request, fit, load_for, read_prompt, result_of
+from cli.generation import Request, load_for, read_prompt, result_of, settle
 from cli.inputs import STDIN, Source
 from cli.render import emit_bytes, say
 from engine.errors import DataError, InputError, LimitError, RecipeError, ResourceError
+from engine.generate.decode import fit_prompt
 from engine.generate.decoder import Decoder
 from engine.generate.schedule import PIECE, Finished, Job, Totals, complete
 from engine.peak import peak_memory
@@ -30,6 +33,7 @@ from engine.text.renderer import Renderer
 from engine.text.tokenizer import Tokenizer
 
 SCHEMA = "lm/batch/1"
+NAMED = 5  # lines that failed, in the last word
 OFTEN, SELDOM = 0.25, 10.0  # seconds between two words on how it goes: to a terminal, to a file
 
 
@@ -75,9 +79,13 @@ class Maker:
             key = dataclasses.replace(key, name=name_of(value))
             request = read_request(value, self.defaults)
             whole = self._ids(request)
-            ids, settings = fit(request, whole, self.context)
+            settings = settle(request, whole, self.context)
         except (InputError, LimitError, RecipeError) as error:
             return Finished(key=key, error=error)
+        try:
+            ids = fit_prompt(whole, settings.max_tokens, self.context, request.on_overflow)
+        except LimitError:
+            ids = whole  # refused where it begins, in the words of a line
         seed = self._seed_of(number) if request.seed is None else request.seed
         return Job(
             key=dataclasses.replace(key, seed=seed, cut=len(whole) - len(ids)),
@@ -89,11 +97,19 @@ class Maker:
         )
 
     def learn(self, number: int, line: bytes, record: dict[str, Any]) -> None:
-        """Go on with the seeds of an earlier run, which it chose at random."""
-        if self.seed is not None or "seed" not in record:
+        """Go on with the seeds of an earlier run, which it chose at random.
+
+        Raises: ValueError if it cannot have written such a record.
+        """
+        if "seed" not in record:
             return
-        if read_request(parse(line), self.defaults).seed is None:
-            self.seed = record["seed"] - number + 1
+        seed = record["seed"]
+        if type(seed) is not int or not 0 <= seed < 2**62 + number:
+            raise ValueError(f"{seed} is no seed")
+        if self.seed is None and read_request(parse(line), self.defaults).seed is None:
+            if seed < number - 1:
+                raise ValueError(f"{seed} is no seed of line {number}")
+            self.seed = seed - number + 1
 
     def _seed_of(self, number: int) -> int:
         if self.seed is None:
@@ -102,7 +118,7 @@ class Maker:
 
     def _ids(self, request: Request) -> list[int]:
         if request.messages is None:
-            return read_prompt(request, self.tokenizer).ids
+            return read_prompt(request, self.tokenizer)[1]
         self._renderer = self._renderer or self._stack.enter_context(Renderer())
         found = render(
             request.messages,
@@ -132,11 +148,12 @@ def answer_lines(
     out = None if out is None or str(out) == STDIN else out
     if resume and (force or out is None):
         raise RecipeError("--resume goes on with the file that -o names, which --force would empty")
+    _refuse_itself(source, out)
     lines = read_lines(source)
     lines = itertools.chain([next(lines)], lines)  # what is no batch at all ends here
     with ExitStack() as stack:
-        output = stack.enter_context(_opened(out, source, resume, force)) if out else None
-        decoder, tokenizer = load_for(defaults.request.folder, **defaults.request.how)
+        output = stack.enter_context(_opened(out, resume, force)) if out else None
+        decoder, tokenizer = load_for(defaults.request.folder, **defaults.request.how, quiet=quiet)
         maker = Maker(defaults, decoder, tokenizer, stack)
         progress = Progress(quiet, alone=bool(output) or not sys.stdout.isatty())
         if output and resume:
@@ -173,19 +190,26 @@ def _interruptible(progress: "Progress", out: Path | None) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _refuse_itself(source: Source, out: Path | None) -> None:
+    """Refuse to write the file that is read. Raises: RecipeError."""
+    try:
+        read = source.path.stat() if source.path else os.fstat(0)
+        written = out.stat() if out else os.fstat(1)
+    except OSError:  # what is not there is no file twice
+        return
+    if stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
+        name = out or "standard output"
+        raise RecipeError(f"{name}: is the input itself; choose another file with -o")
+
+
 @contextmanager
-def _opened(out: Path, source: Source, resume: bool, force: bool) -> Iterator[FileIO]:
+def _opened(out: Path, resume: bool, force: bool) -> Iterator[FileIO]:
     """Open the output for this process alone, without a buffer: what is written is there.
 
     Raises: RecipeError if something is there that nobody said what to do with.
     """
     try:
-        there = out.is_file()  # a device or a pipe has nothing to lose
-        if there and source.path and out.samefile(source.path):
-            raise RecipeError(f"{out}: is the input itself; choose another file with -o")
-        if there and not (resume or force):
-            raise RecipeError(f"{out}: exists; --resume goes on with it, --force replaces it")
-        stream = FileIO(out, "r+" if there else "w")
+        stream = FileIO(out, "a")  # empties nothing that another process may be writing
     except OSError as error:
         raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
     with stream:
@@ -193,7 +217,10 @@ def _opened(out: Path, source: Source, resume: bool, force: bool) -> Iterator[Fi
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RecipeError(f"{out}: another process is writing it; wait for it") from None
-        if there and force:
+        held = os.fstat(stream.fileno()).st_size  # a device or a pipe has nothing to lose
+        if held and not (resume or force):
+            raise RecipeError(f"{out}: exists; --resume goes on with it, --force replaces it")
+        if held and force:
             stream.truncate(0)
         yield stream
 
@@ -218,17 +245,18 @@ def _written(
                 raise DataError(f"{where}: has no line to answer; begin anew with --force")
             try:
                 record = json.loads(data)
-                made_from = record["line"], record["request"]
-            except (ValueError, TypeError, KeyError, RecursionError):
+                same = (record["line"], record["request"]) == (number, maker.digest(line))
+                if same:
+                    maker.learn(number, line, record)
+            except (ValueError, TypeError, KeyError, RecursionError, InputError):
                 raise DataError(
                     f"{where}: is no line of a batch; begin anew with --force"
                 ) from None
-            if made_from != (number, maker.digest(line)):
+            if not same:
                 raise DataError(
                     f"{where}: was made from another line than line {number} of the input, or with"
                     " another model or settings; repeat those, or begin anew with --force"
                 )
-            maker.learn(number, line, record)
             kept += len(data)
             yield record
     output.truncate(kept)
@@ -274,6 +302,7 @@ class Progress:
     def __init__(self, quiet: bool, alone: bool) -> None:
         """Say it in one place only if stderr is `alone` on the terminal."""
         self.ok = self.failed = self.before = 0
+        self.first: list[str] = []  # lines that failed
         self.totals = Totals()
         self.quiet = quiet
         self._live = alone and sys.stderr.isatty() and not quiet
@@ -281,8 +310,11 @@ class Progress:
 
     def count(self, record: dict[str, Any]) -> None:
         """Count a line of output."""
-        self.failed += "error" in record
-        self.ok += "error" not in record
+        failed = "error" in record
+        self.failed += failed
+        self.ok += not failed
+        if failed and self.failed <= NAMED:
+            self.first.append(str(record["line"]))
 
     def show(self, totals: Totals) -> None:
         """Say how far it is, if it is time to."""
@@ -311,6 +343,9 @@ class Progress:
             parts.insert(1, f"{self.before:,} lines from before")
         if seed is not None:
             parts.append(f"seed {seed}")
+        if self.failed:
+            more = " …" if self.failed > NAMED else ""
+            parts.append(f"failed lines: {', '.join(self.first)}{more}")
         if self.failed or not self.quiet:
             self.say(" · ".join(parts))
 

@@ -50,6 +50,8 @@ def show_tables(
         out.print(f"[dim]limits, {threads}: {bandwidth}; TFLOP/s: {peaks}[/]", soft_wrap=False)
     if not results:
         return
+    for line in dict.fromkeys(map(_computed, results)):
+        out.print(f"[dim]{line}[/]", soft_wrap=False)
     labels = _labels([result.case for result in results])
     tables = [_speeds(results, labels), _shares(results, labels), _stages(results, labels)]
     if money:
@@ -66,21 +68,27 @@ def show_tables(
         out.print("\n[yellow]~[/] noisy: the middle half of its repetitions is over 5 % apart")
 
 
+def _computed(result: Result) -> str:
+    """Say who computed, and in what: native int8, keys and values in fp16."""
+    case = result.case
+    kept = f", keys and values in {case.kv}" if case.kv else ""
+    who = "trained" if case.what == "train" else "loaded" if case.what == "load" else "generated"
+    return f"{who}: {case.kernels} {case.dtype}{kept}"
+
+
 def _labels(cases: Sequence[Case]) -> list[tuple[str, str]]:
     """Name each case, with what there is several of in its work, or in all of them."""
-    said = {
-        "dtype": lambda case: f" {case.dtype}",
-        "threads": lambda case: f" ×{case.threads}",
-        "kernels": lambda case: f" kernels={case.kernels}",
-    }
+    said = {"kernels": "", "dtype": "", "threads": "×", "kv": "kv="}
     labels = []
     for case in cases:
         alike = [other for other in cases if other.what == case.what]
         label = case.name
-        for name, words in said.items():
+        for name, sign in said.items():
             among = alike if name == "kernels" else cases
+            if name == "kv":  # which goes without saying if it follows from the kernels
+                among = [other for other in alike if other.kernels == case.kernels]
             if len({getattr(other, name) for other in among}) > 1:
-                label += words(case)
+                label += f" {sign}{getattr(case, name)}"
         common = set.intersection(*(set(other.settings.split()) for other in alike))
         label += "".join(f" {word}" for word in case.settings.split() if word not in common)
         labels.append((case.what, label))
@@ -144,12 +152,14 @@ def _stages(results: Sequence[Result], labels: Sequence[tuple[str, str]]) -> "Ta
 def _cache_lines(results: Sequence[Result]) -> Iterator[str]:
     """Say what the cache is worth: without it a token costs the more, the longer the text is."""
     gaps = {result.case: result.gap(0.5) for result in results if result.case.what == "kv"}
+    several = len({case.how for case in gaps}) > 1
     for case, without in gaps.items():
         kept = gaps.get(dataclasses.replace(case, cache=True))
         if not case.cache and kept and without:
+            who = f"{case.kernels} {case.dtype}: " if several else ""
             yield (
-                f"without its cache a token at {case.depth:,} takes {without / kept:.1f} times as"
-                f" long; a text of as many tokens, about {case.depth * without / 2:,.1f} s"
+                f"{who}without its cache a token at {case.depth:,} takes {without / kept:.1f}"
+                f" times as long; a text of as many tokens, about {case.depth * without / 2:,.1f} s"
             )
 
 

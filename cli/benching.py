@@ -1,10 +1,9 @@
 """From the options of `lm bench` to cases, and from measurements to the screen and the files."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -16,9 +15,10 @@ from engine.bench.measure import measure
 from engine.bench.price import BESIDE, offer
 from engine.bench.record import Recorder
 from engine.bench.result import Limits, Measured, Repetition, Result
-from engine.bench.subject import Loaded, Subject, from_checkpoint, from_recipe, settings
+from engine.bench.subject import Subject, from_checkpoint, from_recipe, settings
 from engine.errors import EngineError, RecipeError, ResourceError
-from engine.generate.reference import load_reference
+from engine.generate.load import FORMATS
+from engine.generate.native import KINDS
 from engine.hardware import use_threads
 from engine.machine import Machine, describe
 from engine.recipe import fields
@@ -38,6 +38,8 @@ class Request:
     batch: str
     tokens: int
     dtype: str
+    kernels: str
+    kv: str
     threads: str | None
     temperature: float | None
     repeats: int
@@ -110,7 +112,8 @@ class _Findings:
             return
         self.repetitions.setdefault(event.case, []).append(event)
         if event.number == repeats:
-            say(f"{len(self.repetitions)}/{self.cases} {name}", quiet)
+            who = f"{event.case.kernels} {event.case.dtype}"
+            say(f"{len(self.repetitions)}/{self.cases} {name}, {who}", quiet)
 
 
 @contextmanager
@@ -148,21 +151,11 @@ def _subject(request: Request) -> Subject:
         if request.model is None:
             return _at_temperature(recipe, request.temperature)
     folder = the_model(request.model)
-    subject = from_checkpoint(
-        request.model or folder.name,
-        folder,
-        request.device,
-        partial(_load, folder, request.device),
-    )
+    name = request.model or folder.name
+    subject = from_checkpoint(name, folder, cache_folder(), request.device)
     if recipe:
-        subject = replace(subject, recipe=recipe.recipe, cache=recipe.cache)
+        subject = replace(subject, recipe=recipe.recipe)
     return _at_temperature(subject, request.temperature)
-
-
-def _load(folder: Path, device: str, dtype: str) -> Loaded:
-    """Load a checkpoint as `lm generate --kernels torch` does."""
-    decoder, tokenizer = load_reference(folder, device, dtype)
-    return decoder.model, tokenizer
 
 
 def _at_temperature(subject: Subject, temperature: float | None) -> Subject:
@@ -175,10 +168,7 @@ def _at_temperature(subject: Subject, temperature: float | None) -> Subject:
 def _cases(request: Request, subject: Subject, quiet: bool) -> list[Case]:
     """Return what to measure, and say which of the usual cases do not fit."""
     whats = _whats(request, subject)
-    wanted = list(dict.fromkeys(word.strip() for word in request.dtype.split(",")))
-    known = {dtype for what in whats for dtype in _choices(what)}
-    if odd := [dtype for dtype in wanted if dtype not in known]:
-        raise RecipeError(f"--dtype {odd[0]!r} is not one of {', '.join(sorted(known))}")
+    wanted = _words(request.dtype, "--dtype", {d for what in whats for d in _choices(what)})
     threads = read_numbers(request.threads or str(use_threads(0)), "--threads")
     if threads[-1] > 1024:
         raise RecipeError(f"--threads {threads[-1]}: at most 1024")
@@ -186,6 +176,8 @@ def _cases(request: Request, subject: Subject, quiet: bool) -> list[Case]:
         prompt=read_numbers(request.prompt, "--prompt") if request.prompt else None,
         depth=read_numbers(request.depth, "--depth", low=0) if request.depth else None,
         batch=read_numbers(request.batch, "--batch"),
+        kernels=_words(request.kernels, "--kernels", ("auto", "torch")),
+        kv=_words(request.kv, "--kv", ("auto", *KINDS)),
         threads=threads,
         tokens=request.tokens,
     )
@@ -196,12 +188,24 @@ def _cases(request: Request, subject: Subject, quiet: bool) -> list[Case]:
             cases += _training(subject, one)
         else:
             found, notes = expand(what, one, subject.name, subject.config.max_seq_len)
+            if one.dtype and not found:
+                raise RecipeError(
+                    f"--dtype {request.dtype} --kv {request.kv}: torch has none of it"
+                )
             cases += found
             for note in notes:
                 say(note, quiet)
     cases = [replace(case, settings=settings(subject, case.what)) for case in cases]
     # Those that share a model come together, so that it is loaded once.
-    return sorted(cases, key=lambda case: (case.what in ("train", "load"), case.dtype))
+    return sorted(cases, key=lambda case: (case.what in ("train", "load"), case.how))
+
+
+def _words(text: str, option: str, known: Collection[str]) -> list[str]:
+    """Read a comma list, each word once. Raises: RecipeError for one that is not known."""
+    wanted = list(dict.fromkeys(word.strip() for word in text.split(",")))
+    if odd := [word for word in wanted if word not in known]:
+        raise RecipeError(f"{option} {odd[0]!r} is not one of {', '.join(sorted(known))}")
+    return wanted
 
 
 def _whats(request: Request, subject: Subject) -> list[What]:
@@ -241,7 +245,7 @@ def _choices(what: What) -> tuple[str, ...]:
     """Return the precisions that a work has."""
     if what == "train":
         return get_args(fields()["run.dtype"].type)
-    return ("auto", "fp32", "bf16")
+    return tuple(FORMATS)
 
 
 def _money(request: Request, quiet: bool) -> Money | None:

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from cli.drafting import as_fields, as_words
+from cli.generation import check_template, load_both, open_prefixes, random_seed
 from cli.render import emit, emit_json, say
 from engine.config import SampleConfig
 from engine.errors import DataError, EngineError, RecipeError, ResourceError
 from engine.generate.session import Session
 from engine.generate.writer import Token
-from engine.recipe import convert, nearest
-from engine.text.chat import check_messages
+from engine.sampling_defaults import sample_defaults
+from engine.text.chat import check_messages, render
+from engine.text.renderer import Renderer
+from engine.values import convert, nearest
 
 HELP = """\
 /help              this list
@@ -34,6 +37,45 @@ HELP = """\
 /quit              leave (or Ctrl-D)
 \\ at a line's end  the message goes on
 Ctrl-C stops an answer and keeps what was said."""
+
+
+def open_chat(
+    folder: Path,
+    *,
+    system: str | None,
+    messages: Path | None,
+    variables: dict[str, Any],
+    wishes: dict[str, Any],
+    seed: int | None,
+    how: dict[str, Any],
+    draft: str | None,
+    draft_tokens: int | None,
+    prefix_room: int | None = None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Load a model and talk until the input ends.
+
+    Raises: CheckpointError if the model has no chat template, or one that does not work.
+    """
+    check_template(folder)
+    before = read_messages(messages) if messages else []
+    if system:
+        before = [{"role": "system", "content": system}, *before]
+    with Renderer() as renderer:  # starts while the model loads
+        decoder, tokenizer, guesser = load_both(folder, how, draft, draft_tokens, quiet)
+        settings = dataclasses.replace(sample_defaults(folder), **{"max_tokens": 0} | wishes)
+        prefixes = open_prefixes(folder, prefix_room, quiet)
+        session = Session(
+            decoder, tokenizer, settings, renderer, before, variables, guesser, prefixes
+        )
+        seed = random_seed() if seed is None else seed
+        talk = Chat(session, seed, as_json, quiet)
+        with contextlib.suppress(DataError):  # it works, whether or not it likes this
+            render([{"role": "user", "content": "x"}], tokenizer, renderer=renderer)
+        if sys.stdin.isatty():
+            say(f"{folder}  context {session.context:,} tokens · seed {seed} · /help", quiet)
+        talk.talk(typed_lines())
 
 
 class Chat:

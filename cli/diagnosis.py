@@ -20,8 +20,8 @@ from engine.doctor.checks import Check, Subject, examine, random_subject
 from engine.doctor.paths import FastPath, builds_openmp, fast_paths
 from engine.errors import CheckFailed
 from engine.hardware import pick_device, use_threads
+from engine.kernels import decoder
 from engine.kernels.build import load_kernels, unbuilt
-from engine.kernels.decoder import load_library
 from engine.machine import (
     OPTIONAL,
     Machine,
@@ -65,7 +65,10 @@ def diagnose(
         _row(out, "busy", f"load {load:.1f} before this began; an idle machine is faster")
     if compiler := unbuilt(cache):
         say(f"building kernels with {compiler}, once …", quiet)
-    kernels, library = load_kernels(cache), load_library(cache)
+    kernels = load_kernels(cache)
+    if compiler := decoder.unbuilt(cache):
+        say(f"building the decoder with {compiler}, once …", quiet)
+    library = decoder.load_library(cache)
     paths = fast_paths(machine, place, cxx, kernels, library)
     _print_paths(out, paths)
 

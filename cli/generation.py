@@ -1,37 +1,35 @@
-"""Answering a prompt on the two streams: the text, or JSON, and a line about how it went."""
+"""Answering a prompt on the two streams: the text, or JSON, and a line about how it went.
+
+What only some answers need is imported where it is used: the first letter waits for every import.
+"""
 
 import dataclasses
-import secrets
-import sys
+import os
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cli.chat import Chat, read_messages, typed_lines
-from cli.drafting import as_fields, as_words, make_guesser
-from cli.options import cache_folder
+from cli.options import cache_folder, let_threads_sleep
 from cli.render import emit, emit_json, say
 from engine.adapter_config import holder
 from engine.config import SampleConfig
 from engine.errors import CheckpointError, DataError, RecipeError
 from engine.generate.decode import fit_prompt, generate, prefill
 from engine.generate.decoder import Decoder
-from engine.generate.load import load_decoder
-from engine.generate.prefix_folder import place
-from engine.generate.prefixes import Prefixes
-from engine.generate.session import ANSWER, Session
-from engine.generate.speculate import Guesser
+from engine.generate.load import first_build, load_decoder
 from engine.generate.writer import Token
 from engine.peak import peak_memory
-from engine.sampling_defaults import sample_defaults
-from engine.text.chat import Rendered, ignores_system, render
-from engine.text.renderer import Renderer
+from engine.sampling_defaults import ANSWER, sample_defaults
 from engine.text.settings import read_settings
 from engine.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from engine.generate.prefixes import Prefixes
+    from engine.generate.speculate import Guesser
+    from engine.text.chat import Rendered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +59,14 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     """
     if request.messages is not None:
         check_template(request.folder)
-    decoder, tokenizer, guesser = _load_both(
-        request.folder, request.how, request.draft, request.draft_tokens
+    decoder, tokenizer, guesser = load_both(
+        request.folder, request.how, request.draft, request.draft_tokens, quiet
     )
-    rendered = read_prompt(request, tokenizer)
-    warn(rendered, request.messages or [], tokenizer, quiet)
-    whole = rendered.ids
+    _, whole = read_prompt(request, tokenizer, quiet)
     prompt, settings = fit(request, whole, decoder.config.max_seq_len)
     if cut := len(whole) - len(prompt):
         say(f"cut {cut:,} of {len(whole):,} prompt tokens ({request.on_overflow})", quiet)
-    seed = secrets.randbelow(1 << 31) if request.seed is None else request.seed
+    seed = random_seed() if request.seed is None else request.seed
 
     began = time.perf_counter()
     room, several = len(prompt) + settings.max_tokens, request.number > 1
@@ -113,41 +109,59 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
         stats = f"prefix {restored:,} of {len(prompt):,} tok from cache · {stats}"
     say(f"{stats} · {decoder.name} · seed {seed}", quiet)
     if guesser:
+        from cli.drafting import as_words
+
         say(as_words(guesser.pace.report(guesser.name)), quiet)
     if prefixes:
         prefixes.store(decoder, cache, 0, prompt)
 
 
-def open_prefixes(folder: Path, room: int | None, quiet: bool) -> Prefixes | None:
+def open_prefixes(folder: Path, room: int | None, quiet: bool) -> "Prefixes | None":
     """Open the prefix cache for a checkpoint, unless there is to be none."""
     if room is None:
         return None
+    from engine.generate.prefix_folder import place
+    from engine.generate.prefixes import Prefixes
+
     return Prefixes(
         place(cache_folder()), limit=room, name=str(folder), tell=lambda text: say(text, quiet)
     )
 
 
-def read_prompt(request: Request, tokenizer: Tokenizer) -> Rendered:
-    """Return what the model will read: the conversation in its template, or the prompt itself.
+def read_prompt(
+    request: Request, tokenizer: Tokenizer, quiet: bool = True
+) -> tuple[str, list[int]]:
+    """Return what the model will read, the conversation in its template or the prompt itself.
 
     Raises: DataError if the prompt is empty.
     """
     if request.messages is not None:
-        return render(request.messages, tokenizer, variables=request.variables)
+        from engine.text.chat import render
+
+        rendered = render(request.messages, tokenizer, variables=request.variables)
+        if not quiet:
+            _warn(rendered, request.messages, tokenizer)
+        return rendered.text, rendered.ids
     if not request.prompt:
         raise DataError("the prompt is empty: there is nothing to continue")
-    ids = tokenizer.prompt(request.prompt)
-    return Rendered(request.prompt.decode("utf-8", "replace"), ids, ())
+    return request.prompt.decode("utf-8", "replace"), tokenizer.prompt(request.prompt)
 
 
-def warn(rendered: Rendered, messages: list[dict], tokenizer: Tokenizer, quiet: bool) -> None:
+def _warn(rendered: "Rendered", messages: list[dict], tokenizer: Tokenizer) -> None:
     """Say what a template did with a conversation that its author may not expect."""
+    from engine.text.chat import ignores_system
+
     if rendered.kept_as_text:
         found = ", ".join(sorted(set(rendered.kept_as_text))[:3])
-        say(f"{len(rendered.kept_as_text)} look like control tokens and stay text: {found}", quiet)
+        say(f"{len(rendered.kept_as_text)} look like control tokens and stay text: {found}")
     instructed = any(message["role"] == "system" for message in messages)
     if instructed and ignores_system(messages, tokenizer):
-        say("warning: this model's chat template ignores the system message", quiet)
+        say("warning: this model's chat template ignores the system message")
+
+
+def random_seed() -> int:
+    """Choose a seed below 2³¹ (the `secrets` module would be slow to import)."""
+    return int.from_bytes(os.urandom(4), "big") >> 1
 
 
 def show_prompt(request: Request, *, as_json: bool) -> None:
@@ -155,18 +169,23 @@ def show_prompt(request: Request, *, as_json: bool) -> None:
     if request.messages is not None:
         check_template(request.folder)
     tokenizer = load_tokenizer(holder(request.folder, "tokenizer.json"))
-    rendered = read_prompt(request, tokenizer)
-    warn(rendered, request.messages or [], tokenizer, as_json)
+    text, ids = read_prompt(request, tokenizer, quiet=as_json)
     if as_json:
-        emit_json("prompt", {"text": rendered.text, "ids": rendered.ids})
+        emit_json("prompt", {"text": text, "ids": ids})
         return
-    emit(rendered.text)
-    emit(" ".join(map(str, rendered.ids)))
-    say(f"{len(rendered.ids):,} tokens")
+    emit(text)
+    emit(" ".join(map(str, ids)))
+    say(f"{len(ids):,} tokens")
 
 
 def fit(request: Request, whole: list[int], context: int) -> tuple[list[int], SampleConfig]:
-    """Settle how long prompt and answer are.
+    """Settle how long prompt and answer are. Raises: LimitError if they do not fit."""
+    settings = settle(request, whole, context)
+    return fit_prompt(whole, settings.max_tokens, context, request.on_overflow), settings
+
+
+def settle(request: Request, whole: list[int], context: int) -> SampleConfig:
+    """Return the settings of an answer to a prompt.
 
     A length that nobody asked for gives way to the context; a conversation may be answered at
     some length.
@@ -175,7 +194,7 @@ def fit(request: Request, whole: list[int], context: int) -> tuple[list[int], Sa
     if "max_tokens" not in request.wishes and len(whole) < context:
         usual = settings.max_tokens if request.messages is None else ANSWER
         settings = dataclasses.replace(settings, max_tokens=min(usual, context - len(whole)))
-    return fit_prompt(whole, settings.max_tokens, context, request.on_overflow), settings
+    return settings
 
 
 def load_for(
@@ -185,22 +204,37 @@ def load_for(
     kernels: str = "auto",
     kv: str = "auto",
     layers: int = 0,
+    quiet: bool = False,
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model to generate with, as every command does."""
+    cache = cache_folder()
+    if doing := first_build(folder, device, kernels, cache):
+        say(f"{doing} …", quiet)
+    let_threads_sleep()
     how: dict[str, Any] = {"device": device, "dtype": dtype, "kernels": kernels, "kv": kv}
-    return load_decoder(folder, **how, cache=cache_folder(), layers=layers)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    loaded = load_decoder(
+        folder, **how, cache=cache, layers=layers, threads=int(threads) if threads.isdigit() else 0
+    )
+    if why := getattr(loaded[0], "instead", ""):
+        say(f"computed by torch, which is slower and takes more memory: {why}", quiet)
+    return loaded
 
 
-def _load_both(
-    folder: Path, how: dict[str, Any], draft: str | None, most: int | None
-) -> tuple[Decoder, Tokenizer, Guesser | None]:
+def load_both(
+    folder: Path, how: dict[str, Any], draft: str | None, most: int | None, quiet: bool
+) -> tuple[Decoder, Tokenizer, "Guesser | None"]:
     """Load a model and what guesses ahead of it, if anything."""
+    if draft == "":
+        raise RecipeError("--draft names nothing; give it lookup, layers:N or a checkpoint")
     if most and not draft:
         raise RecipeError("--draft-tokens counts the guesses of --draft; add --draft lookup")
-    decoder, tokenizer = load_for(folder, **how)
+    decoder, tokenizer = load_for(folder, **how, quiet=quiet)
     if not draft:
         return decoder, tokenizer, None
-    load = partial(load_for, **how)
+    from cli.drafting import make_guesser
+
+    load = partial(load_for, **how, quiet=quiet)
     return decoder, tokenizer, make_guesser(draft, most, folder, decoder, tokenizer, load)
 
 
@@ -211,45 +245,6 @@ def check_template(folder: Path) -> None:
             f"{folder}: has no chat template, so it is a base model; continue text with"
             " `lm generate`, or use a model tuned for conversation (instruct, chat, it)"
         )
-
-
-def open_chat(
-    folder: Path,
-    *,
-    system: str | None,
-    messages: Path | None,
-    variables: dict[str, Any],
-    wishes: dict[str, Any],
-    seed: int | None,
-    how: dict[str, str],
-    draft: str | None,
-    draft_tokens: int | None,
-    prefix_room: int | None = None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Load a model and talk until the input ends.
-
-    Raises: CheckpointError if the model has no chat template, or one that does not work.
-    """
-    check_template(folder)
-    before = read_messages(messages) if messages else []
-    if system:
-        before = [{"role": "system", "content": system}, *before]
-    with Renderer() as renderer:  # starts while the model loads
-        decoder, tokenizer, guesser = _load_both(folder, how, draft, draft_tokens)
-        settings = dataclasses.replace(sample_defaults(folder), **{"max_tokens": 0} | wishes)
-        prefixes = open_prefixes(folder, prefix_room, quiet)
-        session = Session(
-            decoder, tokenizer, settings, renderer, before, variables, guesser, prefixes
-        )
-        seed = secrets.randbelow(1 << 31) if seed is None else seed
-        talk = Chat(session, seed, as_json, quiet)
-        with suppress(DataError):  # it works, whether or not it likes this
-            render([{"role": "user", "content": "x"}], tokenizer, renderer=renderer)
-        if sys.stdin.isatty():
-            say(f"{folder}  context {session.context:,} tokens · seed {seed} · /help", quiet)
-        talk.talk(typed_lines())
 
 
 def _write(stream: Iterable[Token]) -> list[Token]:
@@ -288,8 +283,12 @@ def result_of(tokens: list[Token], tokenizer: Tokenizer) -> dict[str, Any]:
     return result
 
 
-def _guessing(guesser: Guesser | None) -> dict[str, Any]:
-    return {"draft": as_fields(guesser.pace.report(guesser.name))} if guesser else {}
+def _guessing(guesser: "Guesser | None") -> dict[str, Any]:
+    if not guesser:
+        return {}
+    from cli.drafting import as_fields
+
+    return {"draft": as_fields(guesser.pace.report(guesser.name))}
 
 
 def _piece(token_id: int, tokenizer: Tokenizer) -> str:

@@ -34,16 +34,6 @@ from cli.commands import (
 from cli.render import say, silence
 from engine.errors import EngineError, ResourceError
 
-app = typer.Typer(
-    name="lm",
-    help="A workbench for language models: train, import, chat, generate and measure.",
-    epilog="Begin with: lm train stdlib, then lm generate 'def ' -m stdlib",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: rich would cost a tenth of a second to import
-)
-
 # In the order that --help shows.
 COMMANDS = {
     "count-tokens": count_tokens.count_tokens,
@@ -64,12 +54,32 @@ COMMANDS = {
     "plot": plot.plot,
     "doctor": doctor.doctor,
 }
-for _name, _function in COMMANDS.items():
-    app.command(_name)(_function)
-app.add_typer(recipes.app, name="recipes")
-app.add_typer(data.app, name="data")
-app.add_typer(bench.app, name="bench")
-app.add_typer(cache.app, name="cache")
+GROUPS = {"recipes": recipes.app, "data": data.app, "bench": bench.app, "cache": cache.app}
+
+
+def program(asked: str = "") -> typer.Typer:
+    """Return the program with the command that is asked for, or with all if that is none of them.
+
+    Typer takes ten milliseconds to read the options of all, which every answer would wait for.
+    """
+    app = typer.Typer(
+        name="lm",
+        help="A workbench for language models: train, import, chat, generate and measure.",
+        epilog="Begin with: lm train stdlib, then lm generate 'def ' -m stdlib",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help: rich would cost a tenth of a second to import
+    )
+    app.callback()(_root)
+    asked = asked if asked in COMMANDS or asked in GROUPS else ""
+    for name, function in COMMANDS.items():
+        if asked in ("", name):
+            app.command(name)(function)
+    for name, group in GROUPS.items():
+        if asked in ("", name):
+            app.add_typer(group, name=name)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -80,7 +90,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback()
 def _root(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
@@ -108,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:
         _prepare_process()
     try:
-        app(arguments)
+        program(*arguments[:1])(arguments)
     except EngineError as error:
         if "--debug" in arguments:
             raise

@@ -5,6 +5,7 @@ Off a terminal there is no colour and no animation. Numbers are written one way 
 
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -101,6 +102,13 @@ def size(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.1f} {unit}"
     return f"{number:.0f} bytes"
+
+
+def percent(share: float) -> str:
+    """Write a small share to two digits that are not 0: 6.8 %, 0.53 %, 0.000047 %; or 0 %."""
+    number = 100 * share
+    digits = max(0, 1 - math.floor(math.log10(number))) if number > 0 else 0
+    return f"{number:.{digits}f} %"
 
 
 def clock(seconds: float) -> str:

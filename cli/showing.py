@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cli.render import console, count, size
+from cli.render import console, count, percent, size
 from engine.adapter_config import find_base, holder, is_adapter
 from engine.config import ModelConfig, Recipe
 from engine.cost import kv_bytes_per_token, kv_fixed_bytes, parameters, train_flops
@@ -15,6 +15,11 @@ from engine.errors import CheckpointError
 from engine.manifest import read_config, read_json, read_manifest
 from engine.matrices import stored_format
 from engine.recipe import flatten, to_dict
+
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a number
+# Bytes beside weights, cache and logits: code, libraries, vectors of a prompt while it is read.
+PROGRAM = {"native": 100_000_000, "torch": 300_000_000}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,7 @@ class Shown:
     manifest: Mapping[str, Any]
     stored: str = ""  # how the weights lie on disk
     adapter: Mapping[str, Any] | None = None  # what it is, and its base
+    imported: bool = True
 
 
 def look(folder: Path) -> Shown:
@@ -72,19 +78,54 @@ def look_outside(path: Path) -> Shown:
         weight_bytes=sum(spec.bytes for spec in source.specs.values()),
         manifest={"source": {"origin": str(path), "licence": source.licence or NO_LICENCE}},
         stored=source.stored,
+        imported=False,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What generates from a model if nothing is said, and how weights and cache then lie."""
+
+    by: str  # native, our own C, or torch
+    dtype: str
+    weights: int  # bytes
+    kv: str
+
+
+def runs_by(shown: Shown) -> Run:
+    """Say how `lm generate` would run a model: our own C takes weights as they lie."""
+    from cli.options import cache_folder
+    from engine.generate.load import first_build, native_library
+    from engine.kernels.compile import Unavailable
+
+    total, cache = sum(parameters(shown.config).values()), cache_folder()
+    folder = shown.folder if shown.imported else None
+    compiles = first_build(folder, "auto", "auto", cache)  # which showing leaves to generating
+    if compiles or not isinstance(native_library(folder, "auto", "auto", cache), Unavailable):
+        if dtype := SHORT.get(shown.stored):
+            return Run(by="native", dtype=dtype, weights=WIDTH[dtype] * total, kv="fp16")
+        # A GGUF file's weights are fp32 once it is imported, and `weight_bytes` says so.
+        dtype = shown.stored if shown.imported else "fp32"
+        return Run(by="native", dtype=dtype, weights=shown.weight_bytes, kv="fp16")
+    from engine.hardware import has_fast_bf16, pick_device
+
+    half = SHORT.get(shown.stored) in ("bf16", "fp16")
+    dtype = "bf16" if half and has_fast_bf16(pick_device("auto")) else "fp32"
+    return Run(by="torch", dtype=dtype, weights=WIDTH[dtype] * total, kv=dtype)
 
 
 def as_json(shown: Shown) -> dict[str, Any]:
     """Return all of it for --json."""
-    groups = parameters(shown.config)
+    groups, run = parameters(shown.config), runs_by(shown)
     return {
         "folder": str(shown.folder),
         "family": shown.family,
         "parameters": groups | {"total": sum(groups.values())},
         "config": dataclasses.asdict(shown.config),
         "weight_bytes": shown.weight_bytes,
-        "kv_bytes_per_token": kv_bytes_per_token(shown.config),
+        "stored": shown.stored,
+        "kv_bytes_per_token": kv_bytes_per_token(shown.config, WIDTH[run.kv]),
+        "kv": run.kv,
         "tokenizer": tokenizer_facts(shown.folder),
         "manifest": dict(shown.manifest),
     } | ({"adapter": dict(shown.adapter)} if shown.adapter else {})
@@ -92,7 +133,7 @@ def as_json(shown: Shown) -> dict[str, Any]:
 
 def print_shown(shown: Shown) -> None:
     """Write it for a person."""
-    out, config = _plain(), shown.config
+    out, config, run = _plain(), shown.config, runs_by(shown)
     groups = parameters(config)
     total = sum(groups.values())
     out(f"{shown.folder}  {shown.family}", style="bold")
@@ -110,7 +151,7 @@ def print_shown(shown: Shown) -> None:
     out(f"weights    {size(shown.weight_bytes)}, {shown.stored}")
     out(
         f"cost       {count(train_flops(config, config.max_seq_len))} FLOP to train a token,"
-        f" {size(kv_bytes_per_token(config))} of fp32 cache per token"
+        f" {size(kv_bytes_per_token(config, WIDTH[run.kv]))} of {run.kv} cache per token"
     )
     facts = tokenizer_facts(shown.folder)
     if facts:
@@ -135,7 +176,7 @@ def _print_origin(out: Callable[..., None], shown: Shown) -> None:
         _print_training(out, shown)
     if made := manifest.get("quantized"):
         out(f"quantized  to {made['format']} from {made['folder']}")
-        out(f"           relative error {made['mean_error']:.2%} in the mean of all matrices")
+        out(f"           relative error {percent(made['mean_error'])} in the mean of all matrices")
     for name, entry in sorted(manifest.get("files", {}).items()):
         out(f"file       {entry['sha256'][:12]}  {entry['bytes']:>13,}  {name}")
 
@@ -219,30 +260,21 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
 
 
 def fit(shown: Shown) -> dict[str, Any]:
-    """Say what running a model takes and how long a context fits this machine's free memory.
+    """Say what running a model takes and how long a context fits this machine's free memory."""
+    from engine.hardware import free_memory
 
-    Weights on a CPU are mapped as they lie on disk if they are fp32, and widened to fp32 if they
-    are not and the CPU has no fast bf16.
-    """
-    import torch
-
-    from engine.hardware import free_memory, has_fast_bf16
-
-    config = shown.config
-    total = sum(parameters(config).values())
-    narrow = shown.stored in ("bfloat16", "float16") and has_fast_bf16(torch.device("cpu"))
-    width = 2 if narrow else 4
-    weights, free = total * width, free_memory()
-    per_token = kv_bytes_per_token(config, width)
-    fixed = kv_fixed_bytes(config, width)
-    # The head's logits, and a few vectors per token of the prompt while it is read.
-    scratch = 4 * config.vocab_size + 300_000_000
-    room = free - weights - fixed - scratch
+    config, run, free = shown.config, runs_by(shown), free_memory()
+    per_token = kv_bytes_per_token(config, WIDTH[run.kv])
+    fixed = kv_fixed_bytes(config, WIDTH[run.kv])
+    scratch = 4 * config.vocab_size + PROGRAM[run.by]
+    room = free - run.weights - fixed - scratch
     longest = config.max_seq_len if not per_token else room // per_token
     return {
         "free": free,
-        "weights": weights,
-        "dtype": "bf16" if narrow else "fp32",
+        "by": run.by,
+        "weights": run.weights,
+        "dtype": run.dtype,
+        "kv": run.kv,
         "kv_per_token": per_token,
         "kv_windows": fixed,
         "scratch": scratch,
@@ -256,8 +288,9 @@ def print_fit(shown: Shown) -> None:
     out, found, config = _plain(), fit(shown), shown.config
     out(f"free memory   {size(found['free'])}")
     out(f"weights       {size(found['weights'])} as {found['dtype']}")
-    out(f"runtime       {size(found['scratch'])} for torch, logits and scratch")
-    cache = f"{size(found['kv_per_token'])} per token"
+    by = "our own C" if found["by"] == "native" else "torch"
+    out(f"runtime       {size(found['scratch'])} for the program, by {by}, logits and scratch")
+    cache = f"{size(found['kv_per_token'])} per token in {found['kv']}"
     if found["kv_windows"]:
         cache += f" + {size(found['kv_windows'])} for windows"
     whole = found["kv_per_token"] * config.max_seq_len + found["kv_windows"]

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 from cli.generation import Request, check_template, load_for, read_prompt
 from cli.render import emit, emit_json, say
@@ -25,12 +25,13 @@ def verify_ways(request: Request, *, as_json: bool, quiet: bool) -> None:
     if request.messages is not None:
         check_template(request.folder)
     found: dict[str, list[Way]] = {}
-    for decoder, tokenizer in _decoders(request):
+    for decoder, tokenizer in _decoders(request, quiet):
         tokenizer = copy.copy(tokenizer)
         tokenizer.ends = frozenset()  # whatever the model says next, it must say every way
         context = decoder.config.max_seq_len
         most = request.wishes.get("max_tokens", min(MOST, context // 2))
-        prompt = fit_prompt(read_prompt(request, tokenizer).ids, most, context, request.on_overflow)
+        _, whole = read_prompt(request, tokenizer)
+        prompt = fit_prompt(whole, most, context, request.on_overflow)
         say(f"{decoder.name}: {len(prompt):,} tokens continued by up to {most:,}", quiet)
         ways = found[decoder.name] = []
         for way in agree(decoder, tokenizer, prompt, most):
@@ -53,9 +54,10 @@ def verify_ways(request: Request, *, as_json: bool, quiet: bool) -> None:
             raise CheckFailed(f"{name}: {_difference(ways[0], found[name][0])}")
 
 
-def _decoders(request: Request) -> Iterator[tuple[Decoder, Tokenizer]]:
+def _decoders(request: Request, quiet: bool) -> Iterator[tuple[Decoder, Tokenizer]]:
     """Load the model as it was asked for and, if nobody asked, in each precision of our C."""
-    decoder, tokenizer = load_for(request.folder, **request.how)
+    load = partial(load_for, request.folder, **request.how, quiet=quiet)
+    decoder, tokenizer = load()
     name = decoder.name
     yield decoder, tokenizer
     stored = name.removeprefix("native ")
@@ -66,8 +68,7 @@ def _decoders(request: Request) -> Iterator[tuple[Decoder, Tokenizer]]:
     ):
         for dtype in PRECISIONS:
             if dtype != stored:
-                how: dict[str, Any] = request.how | {"dtype": dtype}
-                yield load_for(request.folder, **how)
+                yield load(dtype=dtype)
 
 
 def _row(decoder: str, way: Way) -> str:

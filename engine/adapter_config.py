@@ -84,6 +84,13 @@ def weights_digest(folder: Path) -> str:
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
+def weights_stamp(folder: Path) -> str:
+    """Return size and time of the weight files: digests of the manifest only say what they were."""
+    whole = find_base(folder).folder if is_adapter(folder) else folder
+    files = sorted({*folder.glob("*.safetensors"), *whole.glob("*.safetensors")})
+    return " ".join(f"{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
+
+
 def model_digest(folder: Path) -> str:
     """Return one sha256 for all that a model computes by: weights, config, an adapter put on."""
     sums, whole = [], folder

@@ -159,6 +159,8 @@ class ModelConfig:
                 f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads="
                 f"{self.n_kv_heads}"
             )
+        if self.norm_offset and self.norm == "layernorm":
+            yield "model.norm_offset is for rmsnorm; layernorm stores its weights as they are"
         if self.position != "rope":
             return
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:

@@ -4,6 +4,8 @@ Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1 (six FLOPs per weight 
 plus the attention scores); Pope et al. 2022, arXiv:2211.05102 (cache).
 """
 
+from collections.abc import Mapping
+
 from engine.config import ModelConfig
 
 GATED = ("swiglu", "geglu", "geglu_tanh")  # MLPs with a third matrix
@@ -56,7 +58,18 @@ def decode_flops(config: ModelConfig, depth: int) -> int:
     return weights + 4 * config.n_heads * config.head_dim * seen
 
 
-def decode_bytes(config: ModelConfig, depth: int, rows: int, weights: int, number: int) -> float:
+def weights_read(config: ModelConfig, sizes: Mapping[str, int]) -> int:
+    """Return the bytes of weights that one token reads, of parameters by name and size.
+
+    All there are, but of a table in which it is looked up only its row.
+    """
+    tables = {"embed_positions.weight": config.max_seq_len}
+    if not config.tie_embeddings:  # else it is the head too, and read as a whole
+        tables["embed_tokens.weight"] = config.vocab_size
+    return sum(size // tables.get(name, 1) for name, size in sizes.items())
+
+
+def decode_bytes(config: ModelConfig, depth: int, rows: int, weights: int, number: float) -> float:
     """Return the bytes that one more token after `depth` others has to read.
 
     Every weight once for all rows (`weights` bytes in all), and the keys and values of its own row

@@ -22,6 +22,7 @@ from engine.tensors import Tensors
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 VERSION = 1
+INFINITE = 0x7C00  # the exponent of NaN and infinity in f16
 QUANTIZED: tuple[Format, ...] = ("int8", "int4")
 PLAIN: dict[str, Format] = {"float32": "f32", "uint16": "bf16", "float16": "f16"}
 Parameters = dict[str, Matrix | np.ndarray]
@@ -68,7 +69,8 @@ def stored_format(folder: Path) -> Format | None:
     if not is_quantized(raw):
         return None
     format, version = (raw[QUANTIZATION].get(key) for key in ("format", "version"))
-    if format not in QUANTIZED or version != VERSION:
+    known = type(version) is int and version == VERSION  # 1.0 and True equal 1 too
+    if format not in QUANTIZED or not known:
         raise CheckpointError(
             f"{folder / 'config.json'}: quantized as {format!r:.40}, version {version!r:.40}; known"
             f" are {' and '.join(QUANTIZED)}, version {VERSION}"
@@ -155,6 +157,11 @@ def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parame
         if len(shape) == 2:
             rows, columns = shape
             scale = tensors.read(f"{name}.scale")
+            if not ((scale.view(np.uint16) & INFINITE) != INFINITE).all():
+                raise CheckpointError(
+                    f"{folder}: {name}.scale holds NaN or infinity; the checkpoint is damaged, make"
+                    " it again with `lm quantize`"
+                )
             kind = format_of(name, format)
             data = Matrix(format=kind, rows=rows, columns=columns, data=data, scale=scale)
         parameters[name] = data
@@ -164,14 +171,14 @@ def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parame
 def quantized_layout(shapes: Mapping[str, Shape], format: Format) -> dict[str, tuple[str, Shape]]:
     """Return type and shape of each tensor of a quantized checkpoint, in the order on disk.
 
-    Vectors come last: all before them begin at a multiple of 64 bytes.
+    Scales and vectors come last: all matrices then begin at a multiple of 64 bytes.
     """
     layout: dict[str, tuple[str, Shape]] = {}
+    scales: dict[str, tuple[str, Shape]] = {}
     for name, shape in shapes.items():
         if len(shape) == 2:
-            kind = format_of(name, format)
-            data, scale = packed_shapes(kind, *shape)
+            data, scale = packed_shapes(format_of(name, format), *shape)
             assert scale is not None
-            layout[name] = "U8", data
-            layout[f"{name}.scale"] = "F16", scale
-    return layout | {name: ("F32", shape) for name, shape in shapes.items() if len(shape) == 1}
+            layout[name], scales[f"{name}.scale"] = ("U8", data), ("F16", scale)
+    vectors = {name: ("F32", shape) for name, shape in shapes.items() if len(shape) == 1}
+    return layout | scales | vectors

@@ -25,7 +25,7 @@ Format = Literal["f32", "bf16", "f16", "int8", "int4"]
 LANES = 16  # rows that lie side by side
 GROUP = 32  # numbers of a row that share scale and minimum in int4
 GROUP8 = 64  # and a scale in int8
-NUMBERS = 1 << 16  # converted at once: what the cache nearest to a core but one holds
+NUMBERS = 1 << 16  # converted at once, so that what is between the steps stays in the cache
 # How much of a group's range the 16 steps of int4 span before least squares; what lies outside
 # moves to the end. The whole range comes first, so that the outcome is never worse than that.
 SPANS = (1.0, 0.92, 0.82)
@@ -167,7 +167,7 @@ def _int8(wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     groups, steps = math.ceil(columns / GROUP8), math.ceil(columns / 4)
     padded = np.zeros((count, groups, GROUP8), np.float32)
     padded.reshape(count, -1)[:, :columns] = wide
-    most = np.maximum(padded.max(axis=2), -padded.min(axis=2))
+    most = np.maximum(padded.max(axis=2), -padded.min(axis=2)) + np.float32(0)  # no -0
     _check_finite(most)
     if most.max(initial=0) > FARTHEST8:
         raise ValueError(f"holds numbers beyond ±{FARTHEST8:,}, where int8 ends")
@@ -252,7 +252,8 @@ def _fit(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         consider(*_halves(slope, (total - slope * sums[0]) / size, low), sums)
     _, scale, minimum = best
     q = _round(w, scale, minimum).astype(np.uint8)
-    return q, scale.astype(np.float16), (minimum + low).astype(np.float16)
+    zero = np.float16(0)  # added, it makes 0 of -0
+    return q, scale.astype(np.float16) + zero, (minimum + low).astype(np.float16) + zero
 
 
 def _halves(

@@ -36,6 +36,7 @@ from engine.train.loop import train
 from engine.train.optim import Optimizers
 from engine.train.precision import choose_precision
 from engine.train.prepare import build_model
+from engine.train.schedule import ENDLESS, lr_factor
 
 PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from engine.rehearsal import serve; serve()"
 WARM_UP, FEWEST, MOST = 2, 3, 40  # steps: not counted, counted at the least, at the most in all
@@ -140,8 +141,16 @@ def measure(recipe: Recipe, cache: Path, tuned: Tuned | None) -> Rehearsed:
     seconds: list[float] = []
     tokens = 0
     with drill(model, batches, recipe, precision, threads) as gradient:
-        steps = partial(_until, seconds)
-        for event in train(model, optimizer, gradient, recipe.train, start=0, steps=steps):
+        stream = train(
+            model,
+            optimizer,
+            gradient,
+            recipe.train,
+            start=0,
+            steps=partial(_until, seconds),
+            factor=partial(lr_factor, steps=ENDLESS, config=recipe.train.schedule),
+        )
+        for event in stream:
             seconds.append(event.seconds)
             tokens = event.seen
     peak = peak_memory()

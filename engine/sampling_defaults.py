@@ -7,8 +7,9 @@ from engine.adapter_config import holder
 from engine.config import SampleConfig
 from engine.errors import CheckpointError
 from engine.manifest import read_json
-from engine.recipe import convert
+from engine.values import convert
 
+ANSWER = 2048  # most tokens of an answer, where nobody said otherwise and the context has room
 # Our sampling settings ↔ the keys of generation_config.json.
 SAMPLING = {
     "temperature": "temperature",

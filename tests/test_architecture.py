@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 # A row may import rows above it and itself. `errors` is the lowest floor, `cli` the highest.
 FLOORS = [
     ("engine.errors", "engine.clock", "engine.peak"),
-    ("engine.config", "engine.files", "engine.tensors"),
+    ("engine.config", "engine.files", "engine.tensors", "engine.values"),
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),
     ("engine.memory",),
     ("engine.hardware", "engine.kernels"),
@@ -42,6 +42,8 @@ LATE_IMPORTS |= {"genai_prices"}
 LATE_IMPORTS |= {"regex", "tiktoken", "engine.text.fromfile"}
 # Importing torch takes longer than a small model's answer, so what needs it waits until it is sure.
 LATE_IMPORTS |= {"engine.generate.reference"}
+# So does what few calls need: the first letter waits for every import.
+LATE_IMPORTS |= {"engine.generate.speculate", "concurrent.futures"}
 
 
 def floor_of(module: str) -> tuple[int, str]:

@@ -20,8 +20,9 @@ def test_cli_page_is_current():
 
 
 def test_every_command_is_on_the_cli_page():
-    from cli.main import app
+    from cli.main import program
 
+    app = program()
     names = {info.name for info in app.registered_commands}
     names |= {group.name for group in app.registered_groups}
     assert names == {words[0] for words in COMMANDS if words}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from cli.options import Device, Json, Model, Overrides, Quiet
+from cli.options import Device, Json, Model, Overrides, Quiet, let_threads_sleep
 
 
 class _Bench(TyperGroup):
@@ -43,7 +43,13 @@ def run(
     batch: Annotated[str, typer.Option(metavar="LIST", help="batch: rows at once.")] = "1,2,4,8",
     tokens: Annotated[int, typer.Option(min=2, help="decode, batch: tokens to generate.")] = 32,
     dtype: Annotated[
-        str, typer.Option(metavar="LIST", help="Precisions: fp32,bf16; train: int8 too.")
+        str, typer.Option(metavar="LIST", help="Of auto,fp32,bf16,int8,int4; train: no int4.")
+    ] = "auto",
+    kernels: Annotated[
+        str, typer.Option(metavar="LIST", help="auto: as lm generate; torch: without our C.")
+    ] = "auto",
+    kv: Annotated[
+        str, typer.Option("--kv", metavar="LIST", help="Keys and values: auto,fp32,fp16,int8.")
     ] = "auto",
     threads: Annotated[
         Optional[str], typer.Option(metavar="LIST", help="CPU threads; else one per core.")
@@ -75,17 +81,20 @@ def run(
 ) -> None:
     """Measure how fast a model runs here, and how far that is from the limits of the machine.
 
-    The code is that of lm generate and lm train. A recipe without -m is measured
-    with random weights. Shares are of the memory bandwidth and matmul peak
-    measured in the same call. LIST is 128,512 or a range: 128..2048x2 (times 2),
-    0..512+128 (plus 128).
+    The code is that of lm generate and lm train: our own C where there is a
+    compiler, else torch. A recipe without -m is measured with random weights.
+    Shares are of the memory bandwidth and matmul peak measured in the same call.
+    LIST is 128,512 or a range: 128..2048x2 (times 2), 0..512+128 (plus 128).
 
     \b
     lm bench -m smollm2
+    lm bench -m smollm2 --dtype bf16,int8,int4 --kernels auto,torch
     lm bench stdlib --what train
     lm bench -m smollm2 --what decode --depth 0..2048+512 --record a.jsonl
     lm bench compare a.jsonl b.jsonl --fail-if-slower 3%
     """
+    if what != "train":  # as in lm generate; lm train does not, and torch brings the same OpenMP
+        let_threads_sleep()
     from cli.benching import Request, bench
 
     wishes = Request(
@@ -98,6 +107,8 @@ def run(
         batch=batch,
         tokens=tokens,
         dtype=dtype,
+        kernels=kernels,
+        kv=kv,
         threads=threads,
         temperature=temperature,
         repeats=repeats,

@@ -66,7 +66,7 @@ def chat(
     lm chat -m smollm2 --system "Answer in one sentence." --temperature 0
     echo "What is the capital of France?" | lm chat -m smollm2
     """
-    from cli.generation import open_chat
+    from cli.chat import open_chat
     from cli.options import prefix_room, template_variables, the_model
 
     wishes = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens}

@@ -108,7 +108,7 @@ def generate(
 
     The text goes to stdout as it comes, how fast to stderr. What is not given
     comes from the checkpoint. The order is: repetition penalty, temperature,
-    top-k, top-p, min-p.
+    top-k, top-p, min-p. The keys of a --batch line: docs/formats.md.
 
     \b
     lm generate "def fib(n):" -m stdlib --max-tokens 100 --seed 1
@@ -117,11 +117,14 @@ def generate(
     lm generate --chat "What is the capital of France?" -m smollm2
     lm generate --chat "Hi" -m smollm2 --show-prompt
     lm generate --batch questions.jsonl -m smollm2 -o answers.jsonl
+    lm generate -f a.py -m smollm2 --draft lookup   # guesses from the text so far
+    lm generate -f a.py -m smollm2 --prefix-cache   # a prompt is read once
+    lm generate "def fib(n):" -m smollm2 --dtype int8
     lm generate "def fib(n):" -m stdlib --verify   # exit code 7 if they differ
     """
     from cli.generation import Request, answer
     from cli.generation import show_prompt as show
-    from cli.options import prefix_room, read_input, template_variables, the_model
+    from cli.options import prefix_room, template_variables, the_model
     from engine.errors import RecipeError
 
     wishes = {
@@ -143,21 +146,9 @@ def generate(
         given = {"stop": stop, "logprobs": logprobs, "n": number > 1, "draft": draft}
         _check_verify(wishes | given | {"prefix_cache": prefix_cache})
     folder = the_model(model)
-    conversation = None
-    data = b""
-    if batch:
-        pass  # each line has its own
-    elif messages:
-        from cli.chat import read_messages
-
-        conversation = read_messages(messages)
-    else:
-        data = read_input(prompt, file)
-    if chat and not messages and not batch:
-        text = data.decode("utf-8", "replace").removesuffix("\n")
-        conversation = [{"role": "user", "content": text}]
-    if conversation and system:
-        conversation = [{"role": "system", "content": system}, *conversation]
+    data, conversation = b"", None
+    if not batch:  # each of its lines has its own
+        data, conversation = _prompt(prompt, file, messages, chat, system)
     if conversation and on_overflow != "error":
         raise RecipeError("--on-overflow cuts a prompt, which would cut a conversation's template")
     request = Request(
@@ -192,6 +183,27 @@ def generate(
         answer(request, as_json=as_json, quiet=quiet)
 
 
+def _prompt(
+    prompt: str | None, file: Path | None, messages: Path | None, chat: bool, system: str | None
+) -> tuple[bytes, list[dict] | None]:
+    """Read what is to be continued, and the conversation if it is to be answered."""
+    from cli.options import read_input
+
+    data, conversation = b"", None
+    if messages:
+        from cli.chat import read_messages
+
+        conversation = read_messages(messages)
+    else:
+        data = read_input(prompt, file)
+    if chat and not messages:
+        text = data.decode("utf-8", "replace").removesuffix("\n")
+        conversation = [{"role": "user", "content": text}]
+    if conversation and system:
+        conversation = [{"role": "system", "content": system}, *conversation]
+    return data, conversation
+
+
 def _check(wishes: dict, stops: list[str] | None, hidden: bool) -> None:
     """Refuse options that make no sense. Raises: RecipeError."""
     from engine.errors import RecipeError
@@ -211,9 +223,12 @@ def _check_batch(batch: Path | None, alone: dict, apart: dict) -> None:
     from engine.errors import RecipeError
 
     for option, value in (alone if batch else apart).items():
+        if value and batch:
+            own = option in ("a prompt", "-f", "--messages")
+            why = ": its lines have their own" if own else ""
+            raise RecipeError(f"{option} does not go with --batch{why}")
         if value:
-            why = "the lines of --batch say it themselves" if batch else "it is for --batch"
-            raise RecipeError(f"{option}: leave it out, {why}")
+            raise RecipeError(f"{option}: leave it out, it is for --batch")
 
 
 def _check_verify(given: dict) -> None:

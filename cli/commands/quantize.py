@@ -40,7 +40,7 @@ def quantize(
 
     from cli.importing import follow, tidy_interrupt
     from cli.options import CHECKPOINTS
-    from cli.render import emit_json, say, size
+    from cli.render import emit_json, percent, say, size
     from engine.interop.quantizing import Quantized
     from engine.interop.quantizing import quantize as quantizing
     from engine.peak import peak_memory
@@ -62,8 +62,8 @@ def quantize(
         quiet,
     )
     say(
-        f"error    {made.mean_error:.2%} of a matrix in the mean, {made.largest_error:.2%} at most"
-        f" ({made.largest})",
+        f"error    {percent(made.mean_error)} of a matrix in the mean,"
+        f" {percent(made.largest_error)} at most ({made.largest})",
         quiet,
     )
     say(f"made {out} (peak memory {size(peak_memory())})", quiet)

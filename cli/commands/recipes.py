@@ -77,7 +77,8 @@ def explain(
     """Say what each field means, accepts and defaults to."""
     from cli.render import console, emit_json
     from engine.errors import RecipeError
-    from engine.recipe import choices, fields, nearest
+    from engine.recipe import choices, fields
+    from engine.values import nearest
 
     every = fields()
     found = {

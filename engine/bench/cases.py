@@ -9,12 +9,14 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, get_args
 
 from engine.errors import LimitError, RecipeError
-from engine.recipe import nearest
+from engine.values import nearest
 
 What = Literal["prefill", "decode", "batch", "kv", "train", "load"]
+NATIVE = ("int8", "int4")  # precisions that only our own C generates in
 MOST = 64  # numbers of a range
 FEW = 4  # tokens of a kv case: each costs the whole text again without a cache
 
@@ -32,8 +34,14 @@ class Case:
     batch: int = 1  # rows at once
     tokens: int = 0  # generated per row
     cache: bool = True
-    kernels: str = ""  # of a training step: ours or torch
+    kernels: str = ""  # who computes: native or torch; of a training step ours or torch
+    kv: str = ""  # how keys and values lie in memory
     settings: str = ""  # others that its speed depends on, where they are not as usual
+
+    @property
+    def how(self) -> tuple[str, str, str, int]:
+        """What a model is loaded by: cases that share it can share the model."""
+        return self.dtype, self.kernels or "auto", self.kv or "auto", self.threads
 
     @property
     def name(self) -> str:
@@ -56,6 +64,8 @@ class Grid:
     depth: Sequence[int] | None = None
     batch: Sequence[int] = (1, 2, 4, 8)
     dtype: Sequence[str] = ("auto",)
+    kernels: Sequence[str] = ("auto",)
+    kv: Sequence[str] = ("auto",)
     threads: Sequence[int] = (1,)
     tokens: int = 32
 
@@ -131,12 +141,21 @@ def expand(what: What, grid: Grid, model: str, context: int) -> tuple[list[Case]
         return sorted({min(length, room) for length in wanted})
 
     cases = [
-        Case(model=model, dtype=dtype, threads=threads, **shape)
-        for dtype in grid.dtype
-        for threads in grid.threads
+        Case(model=model, **way, **shape)
+        for way in _ways(what, grid)
         for shape in _shapes(what, grid, context, fit)
     ]
     return cases, list(dict.fromkeys(notes))
+
+
+def _ways(what: What, grid: Grid) -> Iterator[dict[str, Any]]:
+    """Yield how cases may be computed; torch leaves out what only our own C can."""
+    for dtype, kernels, kv, threads in product(grid.dtype, grid.kernels, grid.kv, grid.threads):
+        if kernels == "torch" and (dtype in NATIVE or kv != "auto"):
+            continue
+        if what == "load" and kv != grid.kv[0]:  # it makes no cache
+            continue
+        yield {"dtype": dtype, "kernels": kernels, "kv": kv, "threads": threads}
 
 
 def _shapes(

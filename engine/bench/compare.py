@@ -23,7 +23,7 @@ from engine.errors import DataError
 
 CERTAINTY = 0.95
 # What two records may be made to compare, and what stands for any value of it.
-MAY_DIFFER = {"model": "", "dtype": "", "threads": 0, "kernels": "", "settings": ""}
+MAY_DIFFER = dict.fromkeys(("model", "dtype", "kernels", "kv", "settings"), "") | {"threads": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +61,10 @@ class Comparison:
 def compare(a: Sequence[Recorded], b: Sequence[Recorded]) -> Comparison:
     """Pair the cases of two records by their configuration.
 
-    Where all of a work in A has one model, precision, number of threads, kernels or settings, and
-    all of it in B another, that is what is compared, and named. Raises: DataError if no case has a
-    partner.
+    Where all of a work in A has one model, precision, kernels, format of keys and values, settings
+    or number of threads, and all of it in B another, that is what is compared, and named.
+
+    Raises: DataError if no case has a partner.
     """
     found = {what: _differences(a, b, what) for what in get_args(What)}
     blank = {what: {name: MAY_DIFFER[name] for name in pairs} for what, pairs in found.items()}

@@ -14,8 +14,8 @@ from functools import partial
 
 from engine.bench.cases import Case
 from engine.bench.result import Limits, Measured, Repetition
-from engine.bench.subject import Subject
-from engine.bench.work import WORKS, Model, Work, loading, training
+from engine.bench.subject import Loaded, Subject
+from engine.bench.work import WORKS, Work, loading, training
 from engine.clock import Clock
 from engine.hardware import synchronize, use_threads
 from engine.machine import matmul_peaks, memory_bandwidth
@@ -25,6 +25,8 @@ from engine.train.precision import first_build
 from engine.train.prepare import Doing
 
 TASTE = 0.3  # seconds for each limit
+# What our own C multiplies numbers of a format as.
+PRODUCTS = {"bf16": "fp32", "fp16": "fp32", "int4": "int8"}
 
 
 def measure(
@@ -38,7 +40,7 @@ def measure(
     """
     limits: dict[int, Limits] = {}
     done: set[Case] = set()
-    model: tuple[str, Model] | None = None  # the precision wished for, and what is loaded of it
+    model: tuple[tuple, Loaded] | None = None  # how it was wished for, and what is loaded
     for case in cases:
         use_threads(case.threads)
         if case.threads not in limits:
@@ -48,19 +50,20 @@ def measure(
                 peaks=matmul_peaks(subject.device, TASTE),
             )
             yield limits[case.threads]
-        if case.what in WORKS and (model is None or model[0] != case.dtype):
+        if what := _building(case, subject):
+            yield Doing(what=what)
+        if case.what in WORKS and (model is None or model[0] != case.how):
             model = None  # let go of the old one before the new one comes
-            model = (case.dtype, subject.loaded(case.dtype))
+            model = (case.how, subject.loaded(case))
         elif case.what not in WORKS:
             model = None
         with ExitStack() as stack:
             clock = Clock(partial(synchronize, subject.device))
-            if what := _building(case, subject):
-                yield Doing(what=what)
             work = _prepare(case, subject, model, clock, stack)
-            wish, case = case.dtype, replace(case, dtype=work.dtype, kernels=work.kernels)
+            wishes = [wish for wish in (case.kernels, case.dtype, case.kv) if wish != "auto"]
+            case = replace(case, dtype=work.dtype, kernels=work.kernels, kv=work.kv)
             if case in done:
-                yield Measured(case=case, wish=wish)
+                yield Measured(case=case, wish=" ".join(filter(None, wishes)))
                 continue
             done.add(case)
             for _ in range(warm_up):
@@ -72,13 +75,13 @@ def measure(
 def _building(case: Case, subject: Subject) -> str:
     """Say that kernels will be built first, if they will."""
     if case.what != "train" or not subject.recipe:
-        return ""
+        return subject.building(case)
     wish = override(subject.recipe, run={"dtype": case.dtype}).run
     return first_build(wish, subject.device, subject.cache)
 
 
 def _prepare(
-    case: Case, subject: Subject, model: tuple[str, Model] | None, clock: Clock, stack: ExitStack
+    case: Case, subject: Subject, model: tuple[tuple, Loaded] | None, clock: Clock, stack: ExitStack
 ) -> Work:
     """Make everything ready for a case."""
     if case.what == "train":
@@ -90,6 +93,8 @@ def _prepare(
 
 def _repetition(case: Case, number: int, work: Work, clock: Clock, limits: Limits) -> Repetition:
     """Measure once."""
+    native = case.kernels == "native"
+    product = PRODUCTS.get(case.dtype, case.dtype) if native else case.dtype
     forget_peak_memory()
     at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     clock.start()
@@ -108,5 +113,5 @@ def _repetition(case: Case, number: int, work: Work, clock: Clock, limits: Limit
         flops=work.flops,
         bytes=work.bytes,
         bandwidth=limits.bandwidth,
-        peak_flops=limits.peaks.get(case.dtype),
+        peak_flops=limits.peaks.get(product),
     )

@@ -91,7 +91,7 @@ def _read(line: str, place: str) -> Recorded:
             raise ValueError
         case, rate = Case(**row["case"]), float(row["rate"])
         kinds = {field.name: type(getattr(case, field.name)) for field in dataclasses.fields(Case)}
-        words = ("what", "model", "dtype", "kernels", "settings")
+        words = ("what", "model", "dtype", "kernels", "kv", "settings")
         usual = dict.fromkeys(words, str) | {"cache": bool}
         if any(kinds[name] is not usual.get(name, int) for name in kinds):
             raise ValueError

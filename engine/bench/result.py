@@ -26,7 +26,7 @@ class Measured:
     """A case turned out to be one that was measured before."""
 
     case: Case
-    wish: str  # for a precision, which was that of the case
+    wish: str  # for a precision or for kernels, which were those of the case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,20 @@ import numpy as np
 import torch
 
 from engine.adapter_config import holder
-from engine.bench.cases import What
+from engine.bench.cases import Case, What
 from engine.config import ModelConfig, Recipe, SampleConfig, TokenizerConfig
 from engine.cost import parameters
+from engine.generate.decoder import Weighed
+from engine.generate.load import (
+    check_torch,
+    first_build,
+    load_decoder,
+    native_library,
+    pack_decoder,
+)
+from engine.generate.reference import TorchDecoder
 from engine.hardware import check_memory, pick_device, pick_dtype
+from engine.kernels.compile import Unavailable
 from engine.manifest import read_json
 from engine.model.config_json import from_config_json
 from engine.model.transformer import Transformer, initialise
@@ -26,8 +36,8 @@ from engine.sampling_defaults import sample_defaults
 from engine.text.tokenizer import Tokenizer, learn, load_tokenizer
 from engine.train.prepare import check_settings
 
-Loaded = tuple[Transformer, Tokenizer]
-Loader = Callable[[str], Loaded]  # the precision wished for → ready to use
+Loaded = tuple[Weighed, Tokenizer]
+Loader = Callable[[Case], Loaded]  # dtype, kernels, kv and threads wished for → ready to use
 BYTES = {"fp32": 4, "bf16": 2, "auto": 2}
 # Of a run's length and rate, and of what cases say themselves.
 WITHOUT_EFFECT = (
@@ -47,36 +57,46 @@ class Subject:
     name: str
     config: ModelConfig
     load: Loader
+    building: Callable[[Case], str]  # says that loading will build our own C first
     sample: SampleConfig  # how `lm generate` would choose its tokens
     device: torch.device
     folder: Path | None = None  # where its weights come from; without one they are random
     recipe: Recipe | None = None  # with every size filled in
     cache: Path = Path()  # where what is built for this machine is kept
 
-    def loaded(self, dtype: str) -> Loaded:
-        """Return the model and its tokenizer, which knows no end: a speed has no last word.
+    def loaded(self, case: Case) -> Loaded:
+        """Return what a case runs and its tokenizer, which knows no end: a speed has no last word.
 
         Raises: ResourceError if memory does not suffice.
         """
-        each = BYTES.get(dtype, 1) if self.folder else 4  # random weights are drawn in fp32
+        each = BYTES.get(case.dtype, 1) if self.folder else 4  # random weights are drawn in fp32
         size = each * sum(parameters(self.config).values())
         check_memory(size, self.device, f"loading {self.name}", "the model, or --dtype,")
-        model, tokenizer = self.load(dtype)
+        decoder, tokenizer = self.load(case)
         endless = copy.copy(tokenizer)
         endless.ends = frozenset()
-        return model.eval(), endless
+        return decoder, endless
 
 
-def from_checkpoint(name: str, folder: Path, device: str, load: Loader) -> Subject:
-    """Take a checkpoint as it is; `load` does what `lm generate` does."""
+def from_checkpoint(name: str, folder: Path, cache: Path, device: str = "auto") -> Subject:
+    """Take a checkpoint as it is, loaded as `lm generate` does."""
     file = holder(folder, "config.json") / "config.json"
+
+    def load(case: Case) -> Loaded:
+        """Take what is stored, in the precision that is wished for."""
+        dtype, kernels, kv, threads = case.how
+        how = {"dtype": dtype, "kernels": kernels, "kv": kv, "threads": threads}
+        return load_decoder(folder, device=device, cache=cache, **how)
+
     return Subject(
         name=name,
         config=from_config_json(read_json(file), str(file)),
         load=load,
+        building=lambda case: first_build(folder, device, case.kernels, cache),
         sample=sample_defaults(folder),
         device=pick_device(device),
         folder=folder,
+        cache=cache,
     )
 
 
@@ -86,19 +106,29 @@ def from_recipe(recipe: Recipe, cache: Path, device: str = "auto") -> Subject:
     tokenizer = stand_in(recipe)
     size = recipe.model.vocab_size or tokenizer.vocab_size
     recipe = override(recipe, model={"vocab_size": size})
-    place = pick_device(recipe.run.device if device == "auto" else device)
+    device = recipe.run.device if device == "auto" else device
+    place = pick_device(device)
 
-    def load(dtype: str) -> Loaded:
+    def load(case: Case) -> Loaded:
         """Make random weights; like those that `lm train` writes, they are fp32 if nobody asks."""
+        dtype, kernels, kv, threads = case.how
+        library = native_library(None, device, kernels, cache)
+        if isinstance(library, Unavailable):
+            check_torch(dtype, kv, library)
         model = Transformer(recipe.model)
         initialise(model, torch.Generator().manual_seed(recipe.run.seed))
+        if not isinstance(library, Unavailable):
+            weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+            how = {"dtype": dtype, "kv": kv, "threads": threads}
+            return pack_decoder(recipe.model, weights, library, **how), tokenizer
         precision = pick_dtype("fp32" if dtype == "auto" else dtype, place)
-        return model.to(place, precision), tokenizer
+        return TorchDecoder(model.eval().to(place, precision)), tokenizer
 
     return Subject(
         name=recipe.run.name,
         config=recipe.model,
         load=load,
+        building=lambda case: first_build(None, device, case.kernels, cache),
         sample=recipe.sample,
         device=place,
         recipe=recipe,

@@ -1,7 +1,7 @@
 """The works themselves: each prepares once and can then be done again and again, under one clock.
 
-They call what the commands call: `prefill` and `generate` as `lm generate` does, `greedy` as the
-answers of `lm finetune`, `train` as `lm train`. There is no second loop to measure.
+They call what the commands call: `prefill` and `generate` over the decoder of `lm generate`, the
+rows of one cache as its `--batch` does, `train` as `lm train`. There is no second loop to measure.
 """
 
 import os
@@ -10,31 +10,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from engine.bench.cases import Case, What
-from engine.bench.subject import Subject, random_ids
+from engine.bench.subject import Loaded, Subject, random_ids
 from engine.clock import Clock
-from engine.cost import decode_bytes, decode_flops, prefill_flops, train_flops
-from engine.generate.batching import greedy
+from engine.cost import decode_flops, prefill_flops, train_flops
 from engine.generate.decode import generate, prefill
-from engine.generate.reference import TorchDecoder
+from engine.generate.decoder import Run, Weighed
 from engine.generate.writer import Token
 from engine.hardware import keep_heap
-from engine.model.transformer import Transformer
 from engine.recipe import override
-from engine.text.tokenizer import Tokenizer
 from engine.train.drill import drill, random_windows
 from engine.train.log import MetricsLog
 from engine.train.loop import train
 from engine.train.precision import choose_precision
 from engine.train.prepare import build_model
+from engine.train.schedule import ENDLESS, lr_factor
 from engine.train.team import check_processes
 
-Model = tuple[Transformer, Tokenizer]
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
@@ -52,18 +49,19 @@ class Work:
     """Something to repeat, and what it costs per token by the model's shape (None: not known)."""
 
     do: Callable[[], Taken]
-    dtype: str  # what `auto` turned out to be
-    kernels: str = ""  # of a training step: ours or torch
+    dtype: str  # what `auto` turned out to be; so are the next two
+    kernels: str
+    kv: str = ""
     flops: float | None = None
     bytes: float | None = None
 
 
-def prefilling(case: Case, subject: Subject, model: Model, clock: Clock) -> Work:
+def prefilling(case: Case, subject: Subject, loaded: Loaded, clock: Clock) -> Work:
     """Read a prompt and say the first token, from its text to the screen."""
-    transformer, tokenizer = model
+    decoder, tokenizer = loaded
     (ids,) = random_ids(subject, tokenizer, 1, case.prompt)
     text = tokenizer.decode_bytes(ids)
-    settings, decoder = replace(subject.sample, max_tokens=1), TorchDecoder(transformer)
+    settings = replace(subject.sample, max_tokens=1)
 
     def do() -> Taken:
         """The tokens made of the text are not those it came from, but about as many."""
@@ -74,19 +72,18 @@ def prefilling(case: Case, subject: Subject, model: Model, clock: Clock) -> Work
         times = _write(stream, clock)
         return Taken(tokens=len(ids), seconds=clock.seconds["prefill"], times=times)
 
-    return Work(
-        do=do,
-        dtype=_dtype(case, transformer),
+    return _work(
+        do,
+        decoder,
         flops=prefill_flops(subject.config, case.prompt),
-        bytes=weight_bytes(transformer) / case.prompt,
+        bytes=decoder.bytes_read(0) / case.prompt,
     )
 
 
-def decoding(case: Case, subject: Subject, model: Model, clock: Clock) -> Work:
+def decoding(case: Case, subject: Subject, loaded: Loaded, clock: Clock) -> Work:
     """Continue a prompt that has been read already, token by token."""
-    transformer, tokenizer = model
+    decoder, tokenizer = loaded
     (ids,) = random_ids(subject, tokenizer, 1, max(1, case.depth))
-    decoder = TorchDecoder(transformer)
     start = prefill(decoder, ids, decoder.cache(len(ids) + case.tokens, rows=2))
     settings = replace(subject.sample, max_tokens=case.tokens)
 
@@ -95,50 +92,53 @@ def decoding(case: Case, subject: Subject, model: Model, clock: Clock) -> Work:
         stream = generate(decoder, tokenizer, start.copied(1), settings, seed=0, clock=clock)
         return _passes(_write(stream, clock), rows=1)
 
-    return _decode_work(do, case, subject, transformer)
+    return _decode_work(do, case, decoder)
 
 
-def batching(case: Case, subject: Subject, model: Model, clock: Clock) -> Work:
+def batching(case: Case, subject: Subject, loaded: Loaded, clock: Clock) -> Work:
     """Continue several prompts together, or one without its cache."""
-    transformer, tokenizer = model
+    decoder, tokenizer = loaded
     prompts = random_ids(subject, tokenizer, case.batch, case.depth)
     most = min(tokenizer.vocab_size, subject.config.vocab_size)
 
     def do() -> Taken:
-        """Ids go back to the main memory each time, where an end would be looked for."""
-        times = []
-        for next_B1 in greedy(
-            transformer, prompts, case.tokens, most, cached=case.cache, clock=clock
-        ):
-            next_B1.tolist()
+        """Take the likeliest token of each row: what is measured is how they share a pass."""
+        texts = [list(prompt) for prompt in prompts]
+        cache, stage, times = decoder.cache(case.depth + case.tokens, case.batch), "prefill", []
+        for _ in range(case.tokens):
+            if not case.cache:
+                cache = decoder.cache(len(texts[0]), case.batch)
+            held = zip(texts, cache.lengths, strict=True)
+            runs = [Run(row, ids[done:]) for row, (ids, done) in enumerate(held)]
+            logits_BV = decoder.forward(cache, runs)[:, :most]
+            clock.lap(stage)
+            for text, token in zip(texts, logits_BV.argmax(axis=1).tolist(), strict=True):
+                text.append(token)
             times.append(time.perf_counter())
             clock.lap("sample")
+            stage = "decode"
         return _passes(times, rows=case.batch)
 
     if case.cache:
-        return _decode_work(do, case, subject, transformer)
+        return _decode_work(do, case, decoder)
     length = case.depth + case.tokens // 2
-    return Work(
-        do=do,
-        dtype=_dtype(case, transformer),
-        flops=length * prefill_flops(subject.config, length),
-        bytes=weight_bytes(transformer),
-    )
+    flops = length * prefill_flops(subject.config, length)
+    return _work(do, decoder, flops=flops, bytes=decoder.bytes_read(0))
 
 
 def loading(case: Case, subject: Subject, clock: Clock) -> Work:
     """Load the checkpoint as `lm generate` would; from memory, if its file was read before."""
-    model, _ = subject.loaded(case.dtype)
-    size = sum(t.nbytes for t in chain(model.parameters(), model.buffers()))
+    decoder, _ = subject.loaded(case)
+    size = decoder.bytes
 
     def do() -> Taken:
         """What is mapped from disk is read only when it is used."""
         before = clock.latest
-        subject.loaded(case.dtype)
+        subject.loaded(case)
         clock.lap("load")
         return Taken(tokens=size, seconds=clock.latest - before, times=[])
 
-    return Work(do=do, dtype=_dtype(case, model))
+    return replace(_work(do, decoder), kv="")
 
 
 @contextmanager
@@ -155,7 +155,14 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
     with tempfile.TemporaryDirectory() as folder, team as gradient:
         log = MetricsLog(Path(folder) / "metrics.jsonl", keep_until=0)
         endless = train(
-            model, optimizer, gradient, recipe.train, start=0, steps=lambda _: 1 << 40, clock=clock
+            model,
+            optimizer,
+            gradient,
+            recipe.train,
+            start=0,
+            steps=lambda step: ENDLESS,
+            factor=partial(lr_factor, steps=ENDLESS, config=recipe.train.schedule),
+            clock=clock,
         )
 
         def do() -> Taken:
@@ -174,7 +181,7 @@ def training(case: Case, subject: Subject, clock: Clock) -> Iterator[Work]:
             log.close()
 
 
-WORKS: dict[What, Callable[[Case, Subject, Model, Clock], Work]] = {
+WORKS: dict[What, Callable[[Case, Subject, Loaded, Clock], Work]] = {
     "prefill": prefilling,
     "decode": decoding,
     "batch": batching,
@@ -182,29 +189,17 @@ WORKS: dict[What, Callable[[Case, Subject, Model, Clock], Work]] = {
 }
 
 
-def weight_bytes(model: Transformer) -> int:
-    """Return the bytes that a pass over one token reads: all weights, of the embedding one row."""
-    tables = [model.embed_positions] if model.embed_positions is not None else []
-    tables += [] if model.config.tie_embeddings else [model.embed_tokens]
-    every = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
-    return every - sum(table.weight.nbytes for table in tables)
+def _work(do: Callable[[], Taken], decoder: Weighed, **costs: float) -> Work:
+    """Add who computes, and in what: "native int8" names both."""
+    kernels, dtype = decoder.name.split()
+    return Work(do=do, dtype=dtype, kernels=kernels, kv=decoder.kv, **costs)
 
 
-def _dtype(case: Case, model: Transformer) -> str:
-    """Name the precision that a case is computed in."""
-    return NAMES[model.embed_tokens.weight.dtype] if case.dtype == "auto" else case.dtype
-
-
-def _decode_work(do: Callable[[], Taken], case: Case, subject: Subject, model: Transformer) -> Work:
+def _decode_work(do: Callable[[], Taken], case: Case, decoder: Weighed) -> Work:
     """Add what a token costs in the middle of the answer."""
-    depth, weights = case.depth + case.tokens // 2, weight_bytes(model)
-    number = model.embed_tokens.weight.element_size()
-    return Work(
-        do=do,
-        dtype=_dtype(case, model),
-        flops=decode_flops(subject.config, depth),
-        bytes=decode_bytes(subject.config, depth, case.batch, weights, number),
-    )
+    depth = case.depth + case.tokens // 2
+    flops, bytes = decode_flops(decoder.config, depth), decoder.bytes_read(depth, case.batch)
+    return _work(do, decoder, flops=flops, bytes=bytes)
 
 
 def _write(stream: Iterator[Token], clock: Clock) -> list[float]:

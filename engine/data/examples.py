@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from engine.errors import DataError
-from engine.recipe import nearest
 from engine.text.chat import check_messages
+from engine.values import nearest
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 SHARE_GPT = {

@@ -23,7 +23,7 @@ from typing import Any
 from engine.data.examples import CONVERT, MASKS, Example, is_share_gpt, type_of
 from engine.data.rows import Row
 from engine.errors import DataError, RecipeError
-from engine.recipe import nearest
+from engine.values import nearest
 
 SHOWN = 5  # problems that are told; the others are counted
 NEEDED = {  # columns of each format, in the order it is looked for

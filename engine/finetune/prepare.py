@@ -63,6 +63,12 @@ def check_settings(recipe: Recipe, base: ModelConfig) -> None:
             f"data.format={recipe.data.format} is a kind of file; finetuning wants a kind of row:"
             " auto, text, prompt, alpaca, messages, sharegpt or tokens"
         )
+    lora = recipe.train.lora
+    if lora.rank and recipe.run.dtype == "int8":
+        raise RecipeError(
+            "run.dtype=int8 multiplies matrices that learn in 8 bits; with train.lora.rank="
+            f"{lora.rank} they are frozen: use run.dtype=auto (train.lora.base=int8 saves memory)"
+        )
     longest = max(recipe.data.seq_len, recipe.eval.seq_len)
     if longest > base.max_seq_len:
         raise RecipeError(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,9 +20,11 @@ from engine.config import SampleConfig
 from engine.errors import DataError, LimitError
 from engine.generate.decoder import Cache, Decoder, Run
 from engine.generate.sampler import sample, seeded, top_k
-from engine.generate.speculate import Guesser, speculate
 from engine.generate.writer import Token, Writer
 from engine.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from engine.generate.speculate import Guesser
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,11 @@ class Prefilled:
         return replace(self, row=row)
 
 
+def counted(tokens: int) -> str:
+    """Return how many tokens there are, in words."""
+    return f"{tokens:,} token" + ("" if tokens == 1 else "s")
+
+
 def fit_prompt(prompt: list[int], max_tokens: int, context: int, on_overflow: str) -> list[int]:
     """Return the prompt, cut only if the caller chose how.
 
@@ -53,7 +60,7 @@ def fit_prompt(prompt: list[int], max_tokens: int, context: int, on_overflow: st
         return prompt
     if on_overflow == "error":
         raise LimitError(
-            f"prompt of {len(prompt):,} tokens + --max-tokens {max_tokens:,} > context"
+            f"prompt of {counted(len(prompt))} + --max-tokens {max_tokens:,} > context"
             f" {context:,}; shorten one, or choose --on-overflow left|middle|right"
         )
     if room < 1:
@@ -96,7 +103,7 @@ def generate(
     seed: int,
     stops: Sequence[str] = (),
     logprobs: int | None = None,
-    guesser: Guesser | None = None,
+    guesser: "Guesser | None" = None,
     clock: Clock = IDLE,
 ) -> Generator[Token]:
     """Continue a prompt until an end token, a stop string or `config.max_tokens`.
@@ -109,12 +116,14 @@ def generate(
     writer = Writer(tokenizer, stops, config.max_tokens, tokenizer.ends)
     # What a model has beyond the tokenizer's tokens has no text.
     start = replace(start, logits_V=start.logits_V[: tokenizer.vocab_size])
-    random = seeded(seed)
     if guesser is None:
+        random = seeded(seed) if config.temperature else None
         choices = _one_by_one(decoder, start, config, random, clock)
     else:
+        from engine.generate.speculate import speculate
+
         where = decoder, start.cache, start.row, start.prompt, start.logits_V
-        choices = speculate(*where, config, random, guesser, clock)
+        choices = speculate(*where, config, seeded(seed), guesser, clock)
     clock.lap("decode")
     with closing(choices):
         while writer.left:
@@ -133,7 +142,7 @@ def _one_by_one(
     decoder: Decoder,
     start: Prefilled,
     config: SampleConfig,
-    random: np.random.Generator,
+    random: "np.random.Generator | None",
     clock: Clock,
 ) -> Generator[tuple[int, np.ndarray]]:
     """Yield each token that is chosen, and the logits that it was chosen by."""

@@ -87,3 +87,21 @@ class Decoder(Protocol):
         Raises: ValueError if a row has no room for its tokens.
         """
         ...
+
+
+class Weighed(Decoder, Protocol):
+    """A decoder that tells what its weights take, and what of them a token reads."""
+
+    kv: str  # how keys and values lie in memory: "fp16"
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the weights."""
+        ...
+
+    def bytes_read(self, depth: int, rows: int = 1) -> float:
+        """Return what one more token after `depth` others reads if `rows` share a pass.
+
+        Its part of the weights in their format, and all keys and values of its own row.
+        """
+        ...

@@ -13,6 +13,8 @@ from ctypes import POINTER, c_int64, c_void_p
 import numpy as np
 
 from engine.config import ModelConfig
+from engine.cost import decode_bytes, weights_read
+from engine.errors import ResourceError
 from engine.generate.decoder import BLOCK, Cache, Run
 from engine.kernels.decoder import (
     ACTIVATIONS,
@@ -26,6 +28,7 @@ from engine.kernels.decoder import (
     Library,
 )
 from engine.model.angles import angles, attention_factor
+from engine.model.shapes import parameter_shapes
 from engine.quantize import Matrix
 
 PIECE = 256  # tokens that one call runs
@@ -60,23 +63,30 @@ class NativeCache:
             if kind == "int8":
                 kept += [np.zeros((rows, K, blocks, BLOCK), np.float32) for _ in range(2)]
             self._kept.append(kept)
-        factor = attention_factor(config)
-        turns = []
-        if config.position == "rope":
-            turned = angles(config, np.arange(capacity), capacity)
-            # The factor sharpens attention in layers whose frequencies are stretched.
-            factors = [factor, 1.0 if config.local_rope_theta else factor]
-            pairs = zip(turned, factors, strict=True)
-            turns = [(np.cos(a) * f, np.sin(a) * f) for a, f in pairs]
-        self._turns = [[x.astype(np.float32) for x in turn] for turn in turns]
         self.struct = CCache(format=FORMATS[kind])
-        for index, (cosine, sine) in enumerate(self._turns):
-            self.struct.cosine[index], self.struct.sine[index] = _at(cosine), _at(sine)
+        self._config, self._turned = config, 0
+        self.turn(min(capacity, PIECE))
         L = config.n_layers
         for n, name in enumerate(("keys", "values", "key_scales", "value_scales")):
             places = [_at(kept[n]) if n < len(kept) else None for kept in self._kept]
             setattr(self.struct, name, (c_void_p * L)(*places))
         self.struct.blocks = (c_int64 * L)(*self._blocks)
+
+    def turn(self, length: int) -> None:
+        """Have the angles of the first `length` positions ready, or of twice as many as before."""
+        config = self._config
+        if length <= self._turned or config.position != "rope":
+            return
+        self._turned = min(self.capacity, max(length, 2 * self._turned))
+        both = angles(config, np.arange(self._turned), self.capacity)
+        # The factor sharpens attention in layers whose frequencies are stretched.
+        factor = attention_factor(config)
+        self._turns = []
+        for index, angle in enumerate(both):
+            by = 1.0 if index and config.local_rope_theta else factor
+            turn = [(f(angle) * by).astype(np.float32) for f in (np.cos, np.sin)]
+            self.struct.cosine[index], self.struct.sine[index] = map(_at, turn)
+            self._turns.append(turn)
 
     @property
     def bytes(self) -> int:
@@ -166,8 +176,17 @@ class NativeDecoder:
         self._work = np.zeros(0, np.uint8)
 
     def cache(self, capacity: int, rows: int = 1) -> NativeCache:
-        """Return an empty cache; see `Decoder.cache`."""
-        return NativeCache(self.config, capacity, rows, self.kv)
+        """Return an empty cache; see `Decoder.cache`.
+
+        Raises: ResourceError if there is no memory for it.
+        """
+        try:
+            return NativeCache(self.config, capacity, rows, self.kv)
+        except MemoryError:
+            raise ResourceError(
+                f"no memory for the keys and values of {rows} × {capacity:,} tokens; ask for fewer"
+                " tokens or rows"
+            ) from None
 
     def forward(self, cache: Cache, runs: Sequence[Run]) -> np.ndarray:
         """Run tokens of several rows; see `Decoder.forward`."""
@@ -186,6 +205,7 @@ class NativeDecoder:
         position = place + np.array(cache.lengths, np.int32)[row]
         wanted = place >= np.repeat([len(run.tokens) - run.wanted for run in runs], sizes)
         logits = np.empty((int(wanted.sum()), self.config.vocab_size), np.float32)
+        cache.turn(int(position.max(initial=0)) + 1)
         done = 0
         for first in range(0, len(token), PIECE):
             piece = slice(first, first + PIECE)
@@ -196,6 +216,23 @@ class NativeDecoder:
         for run in runs:
             cache._grow(run.row, len(run.tokens))
         return logits
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the weights; see `Weighed.bytes`."""
+        return sum(self._sizes().values())
+
+    def bytes_read(self, depth: int, rows: int = 1) -> float:
+        """Return what a token reads; see `Weighed.bytes_read`."""
+        # In int8, the numbers of a head have a scale in fp32.
+        number = {"fp32": 4, "fp16": 2, "int8": 1 + 4 / self.config.head_dim}[self.kv]
+        weights = weights_read(self.config, self._sizes())
+        return decode_bytes(self.config, depth, rows, weights, number)
+
+    def _sizes(self) -> dict[str, int]:
+        """Return the bytes of each parameter; a draft of some layers has been given all of them."""
+        used = {name: self.weights[name] for name in parameter_shapes(self.config)}
+        return {n: w.bytes if isinstance(w, Matrix) else w.nbytes for n, w in used.items()}
 
     def _run(self, cache: NativeCache, token, position, row, which, onto: np.ndarray) -> None:
         """Run at most PIECE tokens."""

@@ -30,10 +30,8 @@ class Speculated:
     guessing: int  # those that checked guesses
     guessed: int
     accepted: int
-    expected: (
-        float | None
-    )  # times as fast as without, from acceptance and what a step and a guess usually cost
-    real: float | None  # the same from all seconds that it took; None before a plain step
+    expected: float | None  # times as fast as without, by what a step and a guess usually take
+    real: float | None  # the same from all seconds, and those of plain steps; None without one
     off: str  # why guessing was switched off, for good or for a while; empty if it never was
 
     @property
@@ -76,7 +74,7 @@ class Pace:
         self._losing, self._stopped = "", ""
         self._losses = 0
         self._forwards = self._guessing = self._guessed = self._accepted = 0
-        self._seconds = 0.0
+        self._seconds = self._plain = 0.0  # of all passes, and of those without guesses
 
     def stop(self, why: str) -> None:
         """Guess no more in this answer."""
@@ -99,6 +97,7 @@ class Pace:
         self._forwards += 1
         self._seconds += seconds
         if not guessed:
+            self._plain += seconds
             self._steps.append(seconds)
             self._first, self._pause = max(0, self._first - 1), max(0, self._pause - 1)
             self._since = 0
@@ -122,7 +121,8 @@ class Pace:
         if self._steps and self._forwards:
             cost = _usual(self._costs) if self._costs else 0.0
             expected = tokens / (self._forwards + cost * self._guessed)
-            real = tokens * _usual(self._steps) / self._seconds
+            plain = self._forwards - self._guessing
+            real = tokens * self._plain / plain / self._seconds if plain else None
         return Speculated(
             guesser=guesser,
             tokens=tokens,

@@ -6,6 +6,7 @@ FOLDER/MODEL/name     the checkpoint that the model came from, for people
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from engine.generate.blocks import SUFFIX, TEMPORARY, read
 from engine.generate.decoder import BLOCK
 
 ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's any more
+LONGEST = 200  # bytes of a name that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +77,26 @@ def models(folder: Path) -> list[Kept]:
         found.setdefault(entry.path.parent, []).append(entry)
     kept = []
     for model, files in found.items():
-        try:
-            name = (model / "name").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            name = ""
-        name = "".join(filter(str.isprintable, name[:200]))
+        name = _name(model / "name")
         used = max(entry.used for entry in files)
         kept.append(Kept(model.name, name, len(files), sum(e.bytes for e in files), used))
     return sorted(kept, key=lambda model: -model.used)
+
+
+def _name(path: Path) -> str:
+    """Read what a model is called; nothing of what is no file, such as a pipe, or has no end."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+    except OSError:
+        return ""
+    try:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        text = os.read(descriptor, LONGEST).decode("utf-8", "replace") if regular else ""
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return "".join(filter(str.isprintable, text))
 
 
 def note(model: Path, name: str) -> None:

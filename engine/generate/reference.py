@@ -7,13 +7,15 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from engine.adapter_config import holder, model_digest
+from engine.adapter_config import holder, model_digest, weights_stamp
 from engine.checkpoint import load_model
+from engine.cost import decode_bytes, weights_read
 from engine.generate.decoder import BLOCK, Cache, Run
 from engine.hardware import pick_device, pick_dtype, use_threads
 from engine.manifest import read_json
@@ -106,8 +108,10 @@ class TorchDecoder:
         self.model = model
         self.config = model.config
         self.identity = identity
+        self.instead = ""  # of our own C, if that was to be had: why not
         short = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-        self.name = f"torch {short[model.embed_tokens.weight.dtype]}"
+        self.kv = short[model.embed_tokens.weight.dtype]
+        self.name = f"torch {self.kv}"
 
     def cache(self, capacity: int, rows: int = 1) -> TorchCache:
         """Return an empty cache; see `Decoder.cache`."""
@@ -122,6 +126,23 @@ class TorchDecoder:
         """
         assert isinstance(cache, TorchCache)
         return np.concatenate([self._forward(cache.rows[run.row], run) for run in runs])
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the weights; see `Weighed.bytes`."""
+        return sum(self._sizes().values())
+
+    def bytes_read(self, depth: int, rows: int = 1) -> float:
+        """Return what a token reads; see `Weighed.bytes_read`."""
+        # Rows are run one after the other, so each reads all weights for itself.
+        weights = weights_read(self.config, self._sizes())
+        number = self.model.embed_tokens.weight.element_size()
+        return decode_bytes(self.config, depth, 1, weights, number)
+
+    def _sizes(self) -> dict[str, int]:
+        """Return the bytes of each parameter, and of what stands for one in 8 bits."""
+        every = chain(self.model.named_parameters(), self.model.named_buffers())
+        return {name: tensor.nbytes for name, tensor in every}
 
     def _forward(self, cache: KVCache, run: Run) -> np.ndarray:
         """Run one row. Shapes: → (wanted, V)."""
@@ -156,5 +177,6 @@ def load_reference(
     wish = pick_dtype("fp32" if dtype == "auto" and not half else dtype, place)
     model, tokenizer = load_model(folder, place, dtype=wish)
     model = first_layers(model, layers) if layers else model
-    facts = f"{model_digest(folder)} torch {torch.__version__} {place.type} {wish} {layers}"
+    facts = f"{model_digest(folder)} {weights_stamp(folder)} torch {torch.__version__}"
+    facts += f" {place.type} {wish} {layers}"
     return TorchDecoder(model, hashlib.sha256(facts.encode()).hexdigest()), tokenizer

@@ -19,26 +19,28 @@ Ids = Sequence[int] | np.ndarray
 Kept = np.ndarray | slice  # which of some logits stay, by ascending index
 ALL = slice(None)
 BLOCK = 256  # weights that are added up before one of them is looked for
+FAR = float(np.finfo(np.float32).max)  # what no penalty goes beyond
 TINY = 1e-30  # temperatures below would be 0 in fp32
 
 
-def seeded(seed: int) -> np.random.Generator:
+def seeded(seed: int) -> "np.random.Generator":
     """Return the random numbers that a seed stands for, the same on every machine."""
     return np.random.Generator(np.random.PCG64(seed))
 
 
 def sample(
-    logits_V: np.ndarray, seen: Ids, config: SampleConfig, random: np.random.Generator
+    logits_V: np.ndarray, seen: Ids, config: SampleConfig, random: "np.random.Generator | None"
 ) -> int:
     """Choose the next token.
 
     Shapes: logits_V fp32, seen: ids of all tokens so far. Temperature 0 takes the likeliest token,
-    the lowest id on a tie.
+    the lowest id on a tie, and needs no random numbers.
 
     Raises: CheckpointError if the model gave no numbers to choose by.
     """
     if config.temperature == 0:
         return _likeliest(penalize(logits_V, seen, config.repetition_penalty))
+    assert random is not None
     ids, weights = candidates(logits_V, seen, config)
     return int(ids[draw(weights, random)])
 
@@ -54,7 +56,7 @@ def probabilities(logits_V: np.ndarray, seen: Ids, config: SampleConfig) -> np.n
     return probability_V
 
 
-def draw(weights: np.ndarray, random: np.random.Generator) -> int:
+def draw(weights: np.ndarray, random: "np.random.Generator") -> int:
     """Choose an index, each as often as its weight says; they may add up to anything above 0.
 
     By inverting the cumulative sum, first of blocks, then within one: one uniform number per token,
@@ -97,7 +99,8 @@ def _likeliest(logits_V: np.ndarray) -> int:
     if not math.isfinite(logits_V[best]):
         raise CheckpointError(
             f"the model's logits are no numbers ({logits_V[best]} for token {best}): its weights"
-            " are damaged, or too large for this precision; try --dtype fp32, or lm verify"
+            " are damaged, which lm verify finds, or too large for this precision; the checkpoint"
+            " it was made of may do, or one that is not quantized with --dtype fp32"
         )
     return best
 
@@ -108,7 +111,9 @@ def penalize(logits_V: np.ndarray, seen: Ids, penalty: float) -> np.ndarray:
         return logits_V
     ids, penalized_V = np.asarray(seen), logits_V.copy()
     old = logits_V[ids]
-    penalized_V[ids] = np.where(old > 0, old / penalty, old * penalty)
+    penalty = min(penalty, FAR)  # infinity times 0 would be no number
+    with np.errstate(over="ignore"):
+        penalized_V[ids] = np.where(old > 0, old / penalty, np.maximum(old * penalty, -FAR))
     return penalized_V
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from engine.config import SampleConfig
-from engine.errors import DataError, EngineError, LimitError, ResourceError
-from engine.generate.decode import scores
+from engine.errors import CheckpointError, DataError, EngineError, LimitError, ResourceError
+from engine.generate.decode import counted, scores
 from engine.generate.decoder import Decoder, Run
 from engine.generate.sampler import sample, seeded
 from engine.generate.writer import Token, Writer
@@ -125,7 +125,7 @@ def _checked(job: Job | Finished, context: int) -> Job | Finished:
         error = DataError("the prompt is empty: there is nothing to continue")
     elif job.room > context:
         error = LimitError(
-            f"prompt of {len(job.ids):,} tokens + max_tokens {job.settings.max_tokens:,} > context"
+            f"prompt of {counted(len(job.ids))} + max_tokens {job.settings.max_tokens:,} > context"
             f" {context:,}; shorten one"
         )
     elif job.settings.max_tokens:
@@ -212,10 +212,15 @@ class _Batch:
                 continue
             answer = self.busy[run.row]
             self.totals.made += 1
-            if answer.choose(next(logits)).finish_reason:
+            error = None
+            try:
+                going = not answer.choose(next(logits)).finish_reason
+            except CheckpointError as found:  # no numbers: of this row, maybe not of the others
+                going, error = False, found
+            if not going:
                 job = answer.job
                 ended[answer.place] = Finished(
-                    key=job.key, prompt_tokens=len(job.ids), tokens=answer.tokens
+                    key=job.key, prompt_tokens=len(job.ids), tokens=answer.tokens, error=error
                 )
                 del self.busy[run.row]
                 self.free.append(run.row)

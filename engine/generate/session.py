@@ -16,11 +16,10 @@ from engine.generate.decoder import Cache, Decoder
 from engine.generate.prefixes import Prefixes, grid_of
 from engine.generate.speculate import Guesser
 from engine.generate.writer import Token
+from engine.sampling_defaults import ANSWER
 from engine.text.chat import Rendered, render
 from engine.text.renderer import Renderer
 from engine.text.tokenizer import Tokenizer
-
-ANSWER = 2048  # most tokens of an answer, where nobody said otherwise and the context has room
 
 
 class Session:

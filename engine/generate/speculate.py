@@ -46,7 +46,7 @@ class Guesser(Protocol):
     draws: bool  # whether guesses are drawn at random, so that the text depends on what is guessed
 
     def begin(
-        self, config: SampleConfig, random: np.random.Generator, capacity: int, vocab_size: int
+        self, config: SampleConfig, random: "np.random.Generator", capacity: int, vocab_size: int
     ) -> None:
         """Begin a text of at most `capacity` tokens, chosen by these settings."""
         ...
@@ -72,7 +72,7 @@ class PromptLookup:
         self._read = 0  # tokens whose n-grams are in the index
 
     def begin(
-        self, config: SampleConfig, random: np.random.Generator, capacity: int, vocab_size: int
+        self, config: SampleConfig, random: "np.random.Generator", capacity: int, vocab_size: int
     ) -> None:
         """Forget the last text; see `Guesser.begin`."""
         self._after.clear()
@@ -114,7 +114,7 @@ class Draft:
         self._same = 0  # of these, how many begin the text for sure
 
     def begin(
-        self, config: SampleConfig, random: np.random.Generator, capacity: int, vocab_size: int
+        self, config: SampleConfig, random: "np.random.Generator", capacity: int, vocab_size: int
     ) -> None:
         """Keep the cache: what the texts have in common is not run again. See `Guesser.begin`.
 
@@ -162,7 +162,7 @@ class Draft:
 
 
 def accept(
-    guess: int, guessed_V: np.ndarray, wanted_V: np.ndarray, random: np.random.Generator
+    guess: int, guessed_V: np.ndarray, wanted_V: np.ndarray, random: "np.random.Generator"
 ) -> int:
     """Return a guess that was drawn from `guessed_V`, or what replaces it.
 
@@ -181,7 +181,7 @@ def check(
     logits_TV: np.ndarray,
     tokens: Sequence[int],
     config: SampleConfig,
-    random: np.random.Generator,
+    random: "np.random.Generator",
 ) -> list[int]:
     """Return the guesses that are right and the token after them: one at least.
 
@@ -210,7 +210,7 @@ def speculate(
     prompt: Sequence[int],
     logits_V: np.ndarray,
     config: SampleConfig,
-    random: np.random.Generator,
+    random: "np.random.Generator",
     guesser: Guesser,
     clock: Clock = IDLE,
 ) -> Generator[tuple[int, np.ndarray]]:

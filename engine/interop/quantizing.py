@@ -4,6 +4,7 @@ One matrix is held at a time. What is written is a checkpoint of ours, under our
 layout that our C maps (`engine/matrices.py`); no other program reads it.
 """
 
+import contextlib
 import math
 import os
 import shutil
@@ -57,7 +58,7 @@ def quantize(
     """Write a checkpoint with its matrices rounded; yields progress, then the result.
 
     Raises: CheckpointError if it is no whole, unrounded model; RecipeError if `out` exists, with
-    `force` if that is not an earlier outcome; ResourceError if the disk refuses.
+    `force` if that is not an earlier outcome and nothing else; ResourceError if the disk refuses.
     """
     _check_out(folder, out, force)
     if is_adapter(folder):
@@ -96,19 +97,44 @@ def _check_out(folder: Path, out: Path, force: bool) -> None:
     """Raise RecipeError if `out` is not free to be written."""
     if os.path.lexists(out) and out.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise RecipeError(f"{out} holds the model itself; choose another place with -o")
+    if not os.path.lexists(out):
+        return
+    ours = False
+    if not out.is_symlink():
+        with contextlib.suppress(CheckpointError):
+            ours = stored_format(out) is not None
     if not force:
-        check_free(out)
-    elif os.path.lexists(out):
-        ours = (out / "config.json").is_file() and stored_format(out)
-        if not ours or out.is_symlink():
+        if ours:
             raise RecipeError(
-                f"{out} exists and is no quantized checkpoint, the only thing that --force"
-                " replaces; choose another place with -o"
+                f"{out} exists; replace it with --force, or choose another place with -o"
             )
+        check_free(out)
+    if not ours:
+        raise RecipeError(
+            f"{out} exists and is no quantized checkpoint, the only thing that --force"
+            " replaces; choose another place with -o"
+        )
+    if stray := _stray(out):
+        raise RecipeError(
+            f"{stray} is no part of the quantized checkpoint that --force would replace; move it"
+            " away, or choose another place with -o"
+        )
+
+
+def _stray(folder: Path) -> Path | None:
+    """Return a file of a checkpoint's folder that its manifest does not name, if there is one."""
+    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    known = {"manifest.json", *(files if isinstance(files, dict) else ())}
+    for path in sorted(folder.rglob("*")):
+        own = path.relative_to(folder).as_posix() in known
+        if not own and (path.is_symlink() or not path.is_dir()):
+            return path
+    return None
 
 
 def _plan(folder: Path, config: ModelConfig, format: Format) -> list[TensorSpec]:
-    """List what is to be written: matrices in the order in which they are read, then vectors."""
+    """List what is to be written: matrices in the order in which they are read, scales, vectors."""
     shapes = parameter_shapes(config)
     ordered = {name: shapes[name] for name, _ in plain_parameters(folder, config)}
     layout = quantized_layout(ordered, format)
@@ -119,7 +145,7 @@ def _tensors(
     folder: Path, config: ModelConfig, format: Format, errors: dict[str, float]
 ) -> Iterator[Tensor]:
     """Yield what `_plan` lists, and note the error of each matrix."""
-    vectors = []
+    scales, vectors = [], []
     for name, values in plain_parameters(folder, config):
         if values.ndim == 1:
             vectors.append(torch.from_numpy(np.array(widen(values))))
@@ -128,7 +154,8 @@ def _tensors(
         errors[name] = relative_error(values, matrix)
         assert matrix.scale is not None
         yield torch.from_numpy(matrix.data)
-        yield torch.from_numpy(matrix.scale)
+        scales.append(torch.from_numpy(matrix.scale))
+    yield from scales
     yield from vectors
 
 

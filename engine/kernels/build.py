@@ -26,6 +26,7 @@ def load_kernels(cache: Path) -> Kernels | Unavailable:
     try:
         return Kernels(library)
     except (OSError, AttributeError) as error:
+        library.unlink(missing_ok=True)  # whatever made it, the next one may be better
         return Unavailable(f"{library} does not load: {error}")
 
 

@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ class Unavailable:
     """There is no library on this machine, for a reason."""
 
     reason: str
+    wanted: bool = False  # by whoever asked, rather than by the machine
 
     def __bool__(self) -> bool:
         return False
@@ -94,13 +94,12 @@ def _facts(compiler: str) -> str:
 
 def _processor() -> str:
     """Say what the processor can do: a home folder may be shared by machines that differ."""
-    words = [platform.machine(), platform.processor()]
-    info = Path("/proc/cpuinfo")
+    machine, info = platform.machine(), Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(("flags", "Features")):
-                return " ".join([*words, line])
-    return " ".join(words)
+                return f"{machine} {line}"
+    return f"{machine} {platform.processor()}"  # which starts a program to ask
 
 
 def _is_whole(library: Path) -> bool:
@@ -108,15 +107,16 @@ def _is_whole(library: Path) -> bool:
     digest = library.with_suffix(".sha256")
     if not library.is_file() or not digest.is_file():
         return False
-    return hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text(encoding="ascii")
+    return hashlib.sha256(library.read_bytes()).hexdigest().encode() == digest.read_bytes()
 
 
 def _compile(command: list[str], sources: Sequence[Path], library: Path) -> None:
     """Compile the sources into `library`, which appears whole or not at all; note its digest."""
     library.parent.mkdir(parents=True, exist_ok=True)
     for left in library.parent.glob(f"{BUILDING}*"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # swept by another process
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=BUILDING) as folder:
         made = Path(folder) / library.name
         try:
@@ -131,6 +131,8 @@ def _make(command: list[str], sources: Sequence[Path], library: Path) -> None:
     """Compile all sources at the same time, then link. Raises: OSError, SubprocessError."""
     objects = [str(library.with_name(f"{source.stem}.o")) for source in sources]
     pairs = zip(map(str, sources), objects, strict=True)
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor() as pool:  # of threads that wait for the compiler's processes
         list(pool.map(lambda pair: _run([*command, "-c", pair[0], "-o", pair[1]]), pairs))
     _run([*command, "-shared", *objects, "-o", str(library), "-lm"])

@@ -14,12 +14,15 @@
 #ifdef _OPENMP
 #include <omp.h>
 static int thread(void) { return omp_get_thread_num(); }
+static int team(void) { return omp_get_num_threads(); }
 #else
 static int thread(void) { return 0; }
+static int team(void) { return 1; }
 #endif
 
 enum { BLOCK = 64, VECS = BLOCK / LANES, TILE = 16 };       /* TILE: queries that share a key */
 enum { PANELS = GROUP / LANES, MLP_TOKENS = 64, TALL = 4 }; /* of what one piece of work takes */
+enum { FEW = 8 };
 enum { SWIGLU, GEGLU, GEGLU_TANH, GELU, GELU_TANH, RELU2 };
 static const float NEVER = -1e30f;  /* the score of a key that may not be seen */
 
@@ -59,9 +62,13 @@ typedef struct {
     long first, many;  /* tokens of one row, positions in order */
 } tile;
 
+/* Few tokens are cheaper to normalise in every thread, on a copy of its own, than to wait for. */
 typedef struct {
-    float *x, *out, *q, *k, *v;
-    tokens in, mixed, wide, last;
+    int alone;
+    float *x;   /* the residual stream */
+    tokens in;  /* of it, what the next product reads */
+    float *out, *q, *k, *v;
+    tokens mixed, wide, last;
     tile *tiles;
     long tile_count;
     float *scratch;  /* one piece a thread */
@@ -87,20 +94,30 @@ static void take_tokens(char **from, tokens *x, long many, long width) {
     x->sums = (int32_t *)take(from, many * x->width / HALF * sizeof(int32_t));
 }
 
-/* Lay out the workspace from `from` on, which may be NULL to learn its size. */
-static size_t lay_out(const model *m, long many, int threads, char *from, workspace *w) {
+/* Lay out the workspace from `from` on, which may be NULL to learn its size, as a thread sees it. */
+static size_t lay_out(const model *m, long many, int threads, int thread, int alone, char *from,
+                      workspace *w) {
     char *begin = from;
     long D = up(m->D, GROUP) * GROUP;
-    take_tokens(&from, &w->in, many, m->D);
+    w->alone = alone;
+    for (int i = -1; i < threads; i++) {  /* one for all, then one for each */
+        tokens in;
+        long room = i < 0 ? many : FEW;
+        take_tokens(&from, &in, room, m->D);
+        float *x = (float *)take(&from, room * D * sizeof(float));
+        if (i == (alone ? thread : -1)) w->in = in, w->x = x;
+    }
     take_tokens(&from, &w->mixed, many, m->N * m->H);
     take_tokens(&from, &w->wide, many, m->F);
     take_tokens(&from, &w->last, many, m->D);
-    w->x = (float *)take(&from, many * D * sizeof(float));
     w->out = (float *)take(&from, many * D * sizeof(float));
     w->q = (float *)take(&from, many * m->N * m->H * sizeof(float));
     w->k = (float *)take(&from, many * m->K * m->H * sizeof(float));
     w->v = (float *)take(&from, many * m->K * m->H * sizeof(float));
-    w->tiles = (tile *)take(&from, many * sizeof(tile));
+    for (int i = 0; i < threads; i++) {
+        tile *tiles = (tile *)take(&from, many * sizeof(tile));
+        if (i == thread) w->tiles = tiles;
+    }
     w->scratch_size = scratch_size(m);
     w->scratch = (float *)take(&from, threads * w->scratch_size * sizeof(float));
     return from - begin;
@@ -108,7 +125,7 @@ static size_t lay_out(const model *m, long many, int threads, char *from, worksp
 
 size_t workspace_bytes(const model *m, int64_t many, int threads) {
     workspace w;
-    return lay_out(m, many, threads, NULL, &w);
+    return lay_out(m, many, threads, 0, 0, NULL, &w);
 }
 
 /* y = x / rms(x) · weight, or (x - mean) / std · weight + bias; n numbers, y may be x. */
@@ -164,33 +181,33 @@ static void keep(int64_t format, const float *x, long H, char *to, long stride, 
     }
 }
 
-/* Finish the heads of a token: norms, rotation, and its keys and values into the cache. */
-static void finish_heads(const model *m, const cache *c, const batch *b, const workspace *w, long l,
-                         long t) {
+/* Finish a head of keys of a token, with its queries: norms, rotation, and into the cache. */
+static void finish_head(const model *m, const cache *c, const batch *b, const workspace *w, long l,
+                        long t, long head) {
     const layer *at = m->layers + l;
-    long H = m->H, p = b->position[t], size = number_bytes(c->format);
-    float *q = w->q + t * m->N * H, *k = w->k + t * m->K * H, *v = w->v + t * m->K * H;
-    if (at->query.weight && m->whole) {
-        normalise(m, &at->query, q, m->N * H, q);
-        normalise(m, &at->key, k, m->K * H, k);
-    }
-    for (long n = 0; n < m->N + m->K; n++) {
-        float *head = n < m->N ? q + n * H : k + (n - m->N) * H;
-        if (at->query.weight && !m->whole)
-            normalise(m, n < m->N ? &at->query : &at->key, head, H, head);
+    long H = m->H, group = m->N / m->K, p = b->position[t], size = number_bytes(c->format);
+    float *q = w->q + (t * m->N + head * group) * H, *k = w->k + (t * m->K + head) * H;
+    for (long n = 0; n <= group; n++) {
+        float *x = n < group ? q + n * H : k;
+        if (at->query.weight && !m->whole) normalise(m, n < group ? &at->query : &at->key, x, H, x);
         if (at->rotation >= 0) {
-            long pairs = m->rotary / 2;
-            rotate(head, c->cosine[at->rotation] + p * pairs, c->sine[at->rotation] + p * pairs, pairs);
+            long pairs = m->rotary / 2, from = p * pairs;
+            rotate(x, c->cosine[at->rotation] + from, c->sine[at->rotation] + from, pairs);
         }
     }
-    for (long n = 0; n < m->K; n++) {
-        long block = block_at(m, c, l, b->row[t], n, p / BLOCK), i = p % BLOCK;
-        char *keys = c->keys[l] + (block * BLOCK * H + i) * size;
-        char *values = c->values[l] + (block * BLOCK + i) * H * size;
-        long scale = c->format == BYTES ? block * BLOCK + i : 0;
-        keep(c->format, k + n * H, H, keys, BLOCK, c->key_scales[l] + scale);
-        keep(c->format, v + n * H, H, values, 1, c->value_scales[l] + scale);
-    }
+    long block = block_at(m, c, l, b->row[t], head, p / BLOCK), i = p % BLOCK;
+    char *keys = c->keys[l] + (block * BLOCK * H + i) * size;
+    char *values = c->values[l] + (block * BLOCK + i) * H * size;
+    long scale = c->format == BYTES ? block * BLOCK + i : 0;
+    keep(c->format, k, H, keys, BLOCK, c->key_scales[l] + scale);
+    keep(c->format, w->v + (t * m->K + head) * H, H, values, 1, c->value_scales[l] + scale);
+}
+
+/* The norm that some models put over all heads at once. */
+static void normalise_heads(const model *m, const layer *at, const workspace *w, long t) {
+    float *q = w->q + t * m->N * m->H, *k = w->k + t * m->K * m->H;
+    normalise(m, &at->query, q, m->N * m->H, q);
+    normalise(m, &at->key, k, m->K * m->H, k);
 }
 
 INLINE vec load_kept(int64_t format, const char *at) {
@@ -230,8 +247,16 @@ static void widen(const model *m, const cache *c, long l, long block, float *key
     }
 }
 
-/* Scores of R queries and the 64 keys of a block. */
-INLINE void score(const int R, const float *const *q, const float *keys, long H, float *scores) {
+/* The queries of a tile that read one head of keys: `group` heads of each of its tokens. */
+typedef struct {
+    const float *q;
+    long heads, group;
+} query;
+
+/* Scores of R queries, from the r-th on, and the 64 keys of a block. */
+INLINE void score(const int R, const query *at, long r, const float *keys, long H, float *scores) {
+    const float *q[TALL];
+    EACH(i, R) q[i] = at->q + ((r + i) / at->group * at->heads + (r + i) % at->group) * H;
     vec acc[TALL][VECS];
     EACH(r, R)
         EACH(i, VECS) acc[r][i] = all(0);
@@ -275,19 +300,24 @@ static void weigh(const model *m, long window, long position, long block, float 
     static const ivec count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     vec s[VECS], top = all(*most);
     ivec seen[VECS];
+    long distance = position - block * BLOCK;
+    int all_seen = distance >= BLOCK - 1 && (!window || distance < window);
     EACH(i, VECS) {
-        ivec distance = (int32_t)(position - block * BLOCK - i * LANES) - count;
-        seen[i] = distance >= 0;
-        if (window) seen[i] &= distance < (int32_t)window;
         s[i] = load(scores + i * LANES) * m->scale;
         if (m->softcap) s[i] = m->softcap * hyperbolic(s[i] / m->softcap);
-        s[i] = choose(seen[i], s[i], all(NEVER));
+        if (!all_seen) {
+            ivec far = (int32_t)(distance - i * LANES) - count;
+            seen[i] = far >= 0;
+            if (window) seen[i] &= far < (int32_t)window;
+            s[i] = choose(seen[i], s[i], all(NEVER));
+        }
         top = greater(top, s[i]);
     }
-    float now = largest(top), less = exponential(all(*most - now))[0];
+    float now = largest(top), less = now > *most ? exponential(all(*most - now))[0] : 1;
     vec sums = all(0);
     EACH(i, VECS) {
-        vec weight = choose(seen[i], exponential(s[i] - now), all(0));
+        vec weight = exponential(s[i] - now);
+        if (!all_seen) weight = choose(seen[i], weight, all(0));
         store(scores + i * LANES, weight);
         sums += weight;
     }
@@ -295,6 +325,11 @@ static void weigh(const model *m, long window, long position, long block, float 
     *most = now;
     if (less < 1)
         for (long h = 0; h < wide; h += LANES) store(gathered + h, load(gathered + h) * less);
+}
+
+/* Whether what a head of keys has gathered makes whole groups, to be rounded at once. */
+static int rounds_heads(const model *m, const layer *at) {
+    return !is_plain(&at->o) && m->N / m->K * m->H % GROUP == 0;
 }
 
 /* Attention of a tile of queries over one head of keys, block by block (Dao et al. 2022). */
@@ -305,19 +340,19 @@ static void attend(const model *m, const cache *c, const batch *b, const workspa
     long window = m->layers[l].window;
     float *scores = scratch, *gathered = scores + rows * BLOCK, *most = gathered + rows * wide;
     float *total = most + rows, *keys = total + rows, *values = keys + BLOCK * wide;
-    const float *q[TILE * group];
+    query q = {w->q + (tl->first * m->N + head * group) * H, m->N, group};
     for (long r = 0; r < rows; r++) {
-        q[r] = w->q + ((tl->first + r / group) * m->N + head * group + r % group) * H;
         most[r] = NEVER;
         total[r] = 0;
     }
     memset(gathered, 0, rows * wide * sizeof(float));
+    for (long t = 0; w->alone && t < tl->many; t++) finish_head(m, c, b, w, l, tl->first + t, head);
     long begin = window && first >= window ? (first - window + 1) / BLOCK : 0;
     for (long block = begin; block <= last / BLOCK; block++) {
         widen(m, c, l, block_at(m, c, l, b->row[tl->first], head, block), keys, values, wide);
         long r = 0;
-        for (; r + 4 <= rows; r += 4) score(4, q + r, keys, H, scores + r * BLOCK);
-        for (; r < rows; r++) score(1, q + r, keys, H, scores + r * BLOCK);
+        for (; r + 4 <= rows; r += 4) score(4, &q, r, keys, H, scores + r * BLOCK);
+        for (; r < rows; r++) score(1, &q, r, keys, H, scores + r * BLOCK);
         for (r = 0; r < rows; r++)
             weigh(m, window, first + r / group, block, scores + r * BLOCK, most + r, total + r,
                   gathered + r * wide, wide);
@@ -330,6 +365,10 @@ static void attend(const model *m, const cache *c, const batch *b, const workspa
         float *to = w->mixed.plain + t * w->mixed.width + n * H;
         for (long h = 0; h < H; h++) to[h] = gathered[r * wide + h] / total[r];
     }
+    if (rounds_heads(m, m->layers + l))
+        for (long t = tl->first; t < tl->first + tl->many; t++)
+            for (long g = head * group * H / GROUP; g < (head + 1) * group * H / GROUP; g++)
+                round_group(&w->mixed, t, g);
 }
 
 INLINE vec bend(int64_t activation, vec x) {
@@ -369,13 +408,27 @@ static void widen_mlp(const model *m, const layer *at, const workspace *w, long 
 /* Add what a branch has made to the stream, then prepare what the next one reads. */
 static void add_and_norm(const model *m, const workspace *w, const norm *out, const norm *in,
                          const matrix *reader, long t) {
-    float *x = w->x + t * w->in.width, *made = w->out + t * w->in.width;
-    float *to = w->in.plain + t * w->in.width;
-    if (out && out->weight) normalise(m, out, made, m->D, made);
+    float *x = w->x + t * w->in.width, *to = w->in.plain + t * w->in.width;
+    const float *made = w->out + t * w->in.width;
+    if (out && out->weight) {
+        normalise(m, out, made, m->D, to);
+        made = to;
+    }
     for (long i = 0; out && i < m->D; i++) x[i] += made[i];
     if (in->weight) normalise(m, in, x, m->D, to);
     else memcpy(to, x, m->D * sizeof(float));
     if (!is_plain(reader)) round_token(&w->in, t);
+}
+
+/* A loop over this thread's share of T tokens, or over all of them on its own copy; then MEET. */
+#define EACH_TOKEN(t, T)                                                                         \
+    for (long t = w->alone ? 0 : (T) * thread() / team(), end_ = w->alone ? (T)                  \
+                                                               : (T) * (thread() + 1) / team();  \
+         t < end_; t++)
+static void meet(const workspace *w) {
+    if (!w->alone) {
+#pragma omp barrier
+    }
 }
 
 typedef struct {
@@ -405,18 +458,24 @@ static void run_layer(const model *m, const cache *c, const batch *b, const work
     job qkv[] = {{&at->q, w->q, m->N * H}, {&at->k, w->k, m->K * H}, {&at->v, w->v, m->K * H}};
     job o = {&at->o, w->out, D}, down = {&at->down, w->out, D};
     multiply(qkv, 3, &w->in, T);
+    if (at->query.weight && m->whole) {
 #pragma omp for
-    for (long t = 0; t < T; t++) finish_heads(m, c, b, w, l, t);
+        for (long t = 0; t < T; t++) normalise_heads(m, at, w, t);
+    }
+    if (!w->alone) {  /* else a tile holds all new tokens of its row, and finishes them itself */
+#pragma omp for
+        for (long i = 0; i < T * m->K; i++) finish_head(m, c, b, w, l, i / m->K, i % m->K);
+    }
 #pragma omp for schedule(dynamic)
     for (long i = w->tile_count * m->K - 1; i >= 0; i--)
         attend(m, c, b, w, l, w->tiles + i / m->K, i % m->K, scratch);
-    if (!is_plain(&at->o)) {
+    if (!is_plain(&at->o) && !rounds_heads(m, at)) {
 #pragma omp for
         for (long t = 0; t < T; t++) round_token(&w->mixed, t);
     }
     multiply(&o, 1, &w->mixed, T);
-#pragma omp for
-    for (long t = 0; t < T; t++) add_and_norm(m, w, &at->attention_out, &at->mlp_in, &at->up, t);
+    EACH_TOKEN(t, T) add_and_norm(m, w, &at->attention_out, &at->mlp_in, &at->up, t);
+    meet(w);
     long parts = up(T, MLP_TOKENS), pieces = w->wide.width / GROUP * parts;
 #pragma omp for schedule(dynamic)
     for (long i = 0; i < pieces; i++) {
@@ -424,14 +483,14 @@ static void run_layer(const model *m, const cache *c, const batch *b, const work
         widen_mlp(m, at, w, i / parts, t, left < MLP_TOKENS ? left : MLP_TOKENS);
     }
     multiply(&down, 1, &w->wide, T);
-#pragma omp for
-    for (long t = 0; t < T; t++)
+    EACH_TOKEN(t, T)
         add_and_norm(m, w, &at->mlp_out, next ? &next->attention_in : &m->final,
                      next ? &next->q : &m->head, t);
+    meet(w);
 }
 
 static void embed(const model *m, const batch *b, const workspace *w, long t) {
-    float *x = w->x + t * w->in.width, learned[m->positions.data ? m->D : 1];
+    float *x = w->x + t * w->in.width, *learned = w->in.plain + t * w->in.width;
     look_up(&m->embedding, b->token[t], x);
     for (long i = 0; i < m->D; i++) x[i] *= m->embedding_scale;
     if (m->positions.data) {
@@ -441,7 +500,8 @@ static void embed(const model *m, const batch *b, const workspace *w, long t) {
     add_and_norm(m, w, NULL, &m->layers->attention_in, &m->layers->q, t);
 }
 
-/* Cut the tokens into tiles of one row and up to TILE positions that follow each other. */
+/* Cut the tokens into tiles of one row and up to TILE positions that follow each other. Every
+ * thread does, for itself. */
 static void cut(const batch *b, workspace *w) {
     w->tile_count = 0;
     for (long t = 0; t < b->many; t++) {
@@ -459,23 +519,24 @@ static void cut(const batch *b, workspace *w) {
  */
 void forward(const model *m, const cache *c, const batch *b, char *work, int64_t room,
              float *logits, int threads) {
-    workspace w;
-    lay_out(m, room, threads, work, &w);
-    cut(b, &w);
+    int alone = b->many <= FEW;
 #pragma omp parallel num_threads(threads)
     {
-        float *scratch = w.scratch + thread() * w.scratch_size;
-#pragma omp for
-        for (long t = 0; t < b->many; t++) embed(m, b, &w, t);
-        for (long l = 0; l < m->L; l++) run_layer(m, c, b, &w, l, scratch);
+        workspace mine, *w = &mine;
+        lay_out(m, room, threads, thread(), alone, work, w);
+        cut(b, w);
+        float *scratch = w->scratch + thread() * w->scratch_size;
+        EACH_TOKEN(t, b->many) embed(m, b, w, t);
+        meet(w);
+        for (long l = 0; l < m->L; l++) run_layer(m, c, b, w, l, scratch);
 #pragma omp for
         for (long i = 0; i < b->wanted; i++) {
-            float *to = w.last.plain + i * w.last.width;
-            memcpy(to, w.in.plain + b->which[i] * w.in.width, w.in.width * sizeof(float));
-            if (!is_plain(&m->head)) round_token(&w.last, i);
+            float *to = w->last.plain + i * w->last.width;
+            memcpy(to, w->in.plain + b->which[i] * w->in.width, w->in.width * sizeof(float));
+            if (!is_plain(&m->head)) round_token(&w->last, i);
         }
         job head = {&m->head, logits, m->V};
-        if (b->wanted) multiply(&head, 1, &w.last, b->wanted);
+        if (b->wanted) multiply(&head, 1, &w->last, b->wanted);
         if (m->logit_cap) {
 #pragma omp for
             for (long i = 0; i < b->wanted * m->V; i++)

@@ -7,7 +7,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
-from engine.kernels.compile import Unavailable, build
+from engine.kernels.compile import Unavailable, build, compiler_for
 
 SOURCES = [Path(__file__).with_name(name) for name in ("matrix.c", "decoder.c")]
 INCLUDED = [Path(__file__).with_name(name) for name in ("matrix.h", "vector.h")]
@@ -106,4 +106,10 @@ def load_library(cache: Path) -> Library | Unavailable:
     try:
         return Library(path)
     except (OSError, AttributeError) as error:
+        path.unlink(missing_ok=True)  # whatever made it, the next one may be better
         return Unavailable(f"{path} does not load: {error}")
+
+
+def unbuilt(cache: Path) -> str:
+    """Name the compiler that loading the decoder would start; nothing if it would not."""
+    return compiler_for(SOURCES, INCLUDED, FLAGS, cache)

@@ -69,8 +69,7 @@ INLINE vec exponential(vec x) {
     x = -greater(-x, all(-88.0f));
     vec k = nearest(x * 1.44269504f);
     vec r = x - k * 0.693359375f + k * 2.12194440e-4f;
-    vec p = all(1.0f / 5040);
-    p = p * r + 1.0f / 720;
+    vec p = all(1.0f / 720);
     p = p * r + 1.0f / 120;
     p = p * r + 1.0f / 24;
     p = p * r + 1.0f / 6;

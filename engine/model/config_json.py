@@ -15,7 +15,7 @@ from typing import Any
 from engine.config import ModelConfig, RopeScaling
 from engine.errors import CheckpointError
 from engine.model.families import FAMILIES, HARMLESS, Family
-from engine.recipe import convert, nearest
+from engine.values import convert, nearest
 
 OWN_TYPE = "lm-workbench"
 QUANTIZATION = "quantization_config"  # only ours, of `engine/matrices.py`, is understood

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from engine.config import TokenizerConfig
 from engine.errors import CheckpointError, DataError
 from engine.files import write_whole
-from engine.text.library import fenced, hushed, names, parse, state, steps, variant
+from engine.text.library import fenced, hushed, parse, span, state, steps, variant
 from engine.text.pieces import read_decoder
 from engine.text.settings import Settings, read_settings
 
@@ -63,8 +63,7 @@ class Tokenizer:
             if not token.special and inner.token_to_id(name) is not None:
                 token.special = True
                 inner.add_special_tokens([token])
-        self._names = names(inner)
-        self.vocab_size = len(self._names)
+        self.vocab_size = span(inner)
         added = inner.get_added_tokens_decoder()
         self.special = {i: token.content for i, token in added.items() if token.special}
         self.spelling = read_decoder(state(inner.decoder))
@@ -129,15 +128,28 @@ class Tokenizer:
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """The bytes of every token when it continues a text; of a special token, its name."""
-        model, spelling = self.inner.model, self.spelling
-        pieces = [b"" if name is None else spelling.bytes_of(name) for name in self._names]
-        for token_id, token in self.inner.get_added_tokens_decoder().items():
-            # What was added is found in the text itself, not in its byte-level spelling.
-            strange = spelling.byte_level and model.token_to_id(token.content) is None
-            if token.special or strange:
-                pieces[token_id] = token.content.encode()
-        return pieces
+        """The bytes of every token; `piece` works out those of one."""
+        return [self.piece(token_id) for token_id in range(self.vocab_size)]
+
+    def piece(self, token_id: int) -> bytes:
+        """Return the bytes of a token when it continues a text; of a special token, its name.
+
+        Raises: DataError for an id outside the vocabulary.
+        """
+        if not 0 <= token_id < self.vocab_size:
+            raise DataError(f"token id {token_id} is outside 0 … {self.vocab_size - 1}")
+        name = self.inner.id_to_token(token_id) or ""  # an id may have no token
+        return self._verbatim.get(token_id) or self.spelling.bytes_of(name)
+
+    @cached_property
+    def _verbatim(self) -> dict[int, bytes]:
+        """The added tokens that are found in the text itself, not in its byte-level spelling."""
+        inner, byte_level = self.inner, self.spelling.byte_level
+        return {
+            token_id: token.content.encode()
+            for token_id, token in inner.get_added_tokens_decoder().items()
+            if token.special or (byte_level and inner.model.token_to_id(token.content) is None)
+        }
 
     @property
     def end_of_text(self) -> int:
@@ -271,12 +283,6 @@ class Tokenizer:
             self.piece(token_id)  # all others lie between
         return b"".join([pieces[token_id] for token_id in ids]).removeprefix(self.spelling.lead)
 
-    def piece(self, token_id: int) -> bytes:
-        """Return the bytes of one token. Raises: DataError for an id outside the vocabulary."""
-        if not 0 <= token_id < self.vocab_size:
-            raise DataError(f"token id {token_id} is outside 0 … {self.vocab_size - 1}")
-        return self.pieces[token_id]
-
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 show as U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
@@ -360,8 +366,7 @@ def _at_most(texts: Iterable[str], limit: int) -> Iterable[str]:
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
         yield data.decode("utf-8", "replace")
-        limit -= len(data)
-        if limit <= 0:
+        if (limit := limit - len(data)) <= 0:
             return
 
 
@@ -378,7 +383,7 @@ def load_tokenizer(path: Path, exact: bool = False) -> Tokenizer:
     # Only under its usual name does the file belong to what stands beside it.
     settings = read_settings(file.parent) if file.name == "tokenizer.json" else None
     try:
-        definition = file.read_text(encoding="utf-8")
+        definition = file.read_bytes().decode()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is not a tokenizer.json: {error}") from None
     try:
@@ -387,8 +392,6 @@ def load_tokenizer(path: Path, exact: bool = False) -> Tokenizer:
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
     if exact and tokenizer.flaw:
-        raise CheckpointError(
-            f"{file}: the tokenizer {tokenizer.flaw}, so a model would not learn from the text as"
-            " it is; train one with `lm train-tokenizer`"
-        )
+        why = f"the tokenizer {tokenizer.flaw}, so a model would not learn from the text as it is"
+        raise CheckpointError(f"{file}: {why}; train one with `lm train-tokenizer`")
     return tokenizer

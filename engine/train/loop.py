@@ -19,7 +19,6 @@ from engine.hardware import synchronize
 from engine.model.transformer import Transformer
 from engine.train.gradient import Sums
 from engine.train.optim import Optimizers
-from engine.train.schedule import lr_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +42,7 @@ def train(
     *,
     start: int,
     steps: Callable[[int], int],
+    factor: Callable[[int], float],
     clock: Clock = IDLE,
 ) -> Iterator[TrainStep]:
     """Train from update `start` until `steps(step)` updates are done, yielding after each.
@@ -50,7 +50,7 @@ def train(
     `gradient(k)` adds the gradient of batch k, summed over targets, to that on the parameters. It
     depends on k and the weights alone, so a run continued at `start` is the run that never stopped.
     `steps` may grow known while running: a time budget is turned into a number of steps after some
-    of them were measured.
+    of them were measured. `factor(k)` is that of the peak learning rates in update k.
 
     Raises: DivergenceError before an update whose loss or gradient is not finite.
     """
@@ -73,8 +73,8 @@ def train(
             )
         if config.optim.clip and norm > config.optim.clip:
             torch._foreach_mul_(gradients, config.optim.clip / norm)
-        factor = lr_factor(step, steps(step), config.schedule)
-        optimizer.step(factor)
+        lr = factor(step)
+        optimizer.step(lr)
         for parameter in parameters:
             parameter.grad = None
 
@@ -84,7 +84,7 @@ def train(
         yield TrainStep(
             step=step,
             loss=mean,
-            lr=factor,
+            lr=lr,
             grad_norm=norm,
             tokens=sums.targets,
             seen=sums.tokens,

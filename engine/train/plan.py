@@ -5,8 +5,10 @@
 What a run takes in all, before it is started, is told by `engine/forecast.py`.
 
 The plan is a file of the run, so a resumed run follows the same plan to the bit. A machine that
-turns out faster or slower corrects it, as long as a warm-up–stable–decay schedule is in its stable
-part, where past steps do not depend on the total. Once the rate falls, the number of steps stands.
+turns out faster or slower corrects it. While a warm-up–stable–decay schedule is in its stable part,
+past steps do not depend on the total, and a new one is set. From then on, and in other schedules,
+the total of the schedule stands, and a correction walks through the rest of it faster or slower:
+the rate goes on where it was, and reaches its end in time.
 """
 
 import json
@@ -19,11 +21,12 @@ from pathlib import Path
 from engine.config import TrainConfig
 from engine.files import write_whole
 from engine.recipe import duration
+from engine.train.schedule import ENDLESS, lr_factor
 
 MEASURED = 12  # steps before the first plan
 WARM_UP = 3  # of them, left out: first-touch memory, lazy initialisation
 WINDOW = 50  # the newest steps, which a correction is based on
-CORRECTIONS = 8  # at most, of the first plan
+CORRECTIONS = 16  # about; more of them near the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ class Plan:
     at: int
     steps: int
     seconds_per_step: float
+    bends: bool = False  # the schedule keeps its length, and is walked through at another pace
 
 
 class Planner:
@@ -51,7 +55,24 @@ class Planner:
         if self.config.steps:
             return self.config.steps
         known = [plan.steps for plan in self.plans if plan.at <= step]
-        return known[-1] if known else 1 << 40  # not yet measured: nothing has to end
+        return known[-1] if known else ENDLESS  # not yet measured: nothing has to end
+
+    def factor(self, step: int) -> float:
+        """Return the factor of the peak learning rates in update `step`."""
+        return lr_factor(*self._place(step), self.config.schedule)
+
+    def _place(self, step: int) -> tuple[float, int]:
+        """Return where in its schedule update `step` is, and how long the schedule is."""
+        at, place, pace, length = 0, 0.0, 1.0, self.config.steps or ENDLESS
+        for plan in self.plans:
+            if plan.at > step or self.config.steps:
+                break
+            at, place = plan.at, place + pace * (plan.at - at)
+            if plan.bends:
+                pace = (length - place) / (plan.steps - at)
+            else:
+                length = plan.steps
+        return place + pace * (step - at), length
 
     def known(self, step: int) -> bool:
         """Tell whether the run's length is known at `step`."""
@@ -61,17 +82,13 @@ class Planner:
         """Tell whether a decision is to be made after `step` updates."""
         if self.config.steps or any(plan.at == step for plan in self.plans):
             return False
-        if not self.plans:  # also when a process died between a step and its plan
-            return step >= MEASURED and len(self.recent) >= MEASURED
-        if self.config.schedule.name != "wsd" or len(self.recent) < MEASURED:
+        if len(self.recent) < MEASURED:
             return False
+        if not self.plans:  # also when a process died between a step and its plan
+            return step >= MEASURED
         first, newest = self.plans[0], self.plans[-1]
-        interval = max(
-            MEASURED, round(first.steps * (1 - self.config.schedule.decay) / CORRECTIONS)
-        )
-        # With room for a total that shrinks: the rate must not have begun to fall under it either.
-        stable = 0.8 * newest.steps * (1 - self.config.schedule.decay)
-        return step >= newest.at + interval and step < stable
+        interval = min(first.steps // CORRECTIONS, (newest.steps - newest.at) // 2)
+        return newest.at + max(MEASURED, interval) <= step < newest.steps
 
     def observe(self, seconds: float) -> None:
         """Note how long a step took."""
@@ -88,9 +105,18 @@ class Planner:
         each = statistics.fmean(steady) + extra
         left = duration(self.config.budget) - elapsed - other
         steps = step + max(1, int(left / each))
-        if self.plans:  # what is behind stays behind the point where the rate falls
+        bends = bool(self.plans) and not self._is_stable(step)
+        if bends:  # an end that comes at once would leave the rate high
+            steps = max(steps, step + math.ceil((self.steps(step) - step) / 2))
+        elif self.plans:  # what is behind stays behind the point where the rate falls
             steps = max(steps, math.ceil(step / (1 - self.config.schedule.decay)) + 1)
-        plan = Plan(at=step, steps=steps, seconds_per_step=each)
+        plan = Plan(at=step, steps=steps, seconds_per_step=each, bends=bends)
         self.plans.append(plan)
         write_whole(self.path, json.dumps([asdict(each) for each in self.plans]) + "\n")
         return plan
+
+    def _is_stable(self, step: int) -> bool:
+        """Tell whether another total, a shorter one too, changes no rate of the past."""
+        place, length = self._place(step)
+        schedule = self.config.schedule
+        return schedule.name == "wsd" and place < 0.8 * length * (1 - schedule.decay)

@@ -163,7 +163,7 @@ class _Run:
         self.step: int = state.get("step", 0)
         self.tokens: int = state.get("tokens", 0)
         self.best: float | None = state.get("best")
-        self.each_evaluation = 0.0  # seconds
+        self.each_evaluation = 0.0  # seconds of the newest
         self.score: tuple[int, float | None] = (-1, None)  # the newest evaluation's step and figure
         self.elapsed: float = state.get("seconds", 0.0)  # of earlier processes
         self.began = time.perf_counter()
@@ -184,6 +184,7 @@ class _Run:
             recipe.train,
             start=self.step,
             steps=self.planner.steps,
+            factor=self.planner.factor,
         )
         begun = self.step if job.saved else -1
         self.log = MetricsLog(self.folder / "metrics.jsonl", begun)
@@ -220,9 +221,7 @@ class _Run:
         planner.observe(event.seconds)
         if planner.due(self.step):
             if not planner.plans:  # an evaluation is measured too: the budget has to hold some
-                before = self.seconds()
                 yield from self._evaluate()
-                self.each_evaluation = self.seconds() - before
             each, every = self.each_evaluation, self.recipe.eval.every
             left = EVALUATIONS * (1 - self.seconds() / duration(self.recipe.train.budget))
             other, extra = (0.0, each / every) if every else (max(0.0, left) * each, 0.0)
@@ -256,6 +255,7 @@ class _Run:
 
     def _evaluate(self) -> Iterator[Event]:
         """Score a part of the held-out text; save if the figure is the best so far."""
+        began = self.seconds()
         look = self._look()
         best = self.best is None or look.score.bits_per_byte < self.best
         if best:
@@ -263,6 +263,7 @@ class _Run:
         yield dataclasses.replace(look, best=best)
         if best:
             yield from self._save(best=True)
+        self.each_evaluation = self.seconds() - began
 
     def _look(self) -> Evaluated:
         """Score a part of the held-out text and log it."""

@@ -11,28 +11,33 @@ import math
 
 from engine.config import ScheduleConfig
 
+ENDLESS = 1 << 40  # steps of a run whose length nobody knows yet
 
-def lr_factor(step: int, steps: int, config: ScheduleConfig) -> float:
-    """Return the factor for update number `step` (from 0) of a run of `steps` updates."""
+
+def lr_factor(step: float, steps: int, config: ScheduleConfig) -> float:
+    """Return the factor for update number `step` (from 0) of a run of `steps` updates.
+
+    A run that changes its pace may stand between two steps of its schedule.
+    """
     rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     return rise * SCHEDULES[config.name](step, steps, config)
 
 
-def wsd(step: int, steps: int, config: ScheduleConfig) -> float:
+def wsd(step: float, steps: int, config: ScheduleConfig) -> float:
     """Stay at the peak, then fall in a straight line over the last `decay` share of the run."""
     falling = round(config.decay * steps)
-    left = steps - step  # at least 1
+    left = steps - step  # above 0
     return 1.0 if left > falling else config.floor + (1 - config.floor) * left / falling
 
 
-def cosine(step: int, steps: int, config: ScheduleConfig) -> float:
+def cosine(step: float, steps: int, config: ScheduleConfig) -> float:
     """Follow half a cosine from the end of the warm-up to the end of the run."""
     after = max(1, steps - config.warmup)
     done = min(1.0, max(0, step - config.warmup) / after)
     return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * done)) / 2
 
 
-def constant(step: int, steps: int, config: ScheduleConfig) -> float:
+def constant(step: float, steps: int, config: ScheduleConfig) -> float:
     """Stay at the peak."""
     return 1.0
 

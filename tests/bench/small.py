@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from cli.options import cache_folder
 from cli.render import emit
 from engine.bench.cases import Case
 from engine.bench.measure import Repetition, measure
@@ -19,7 +20,7 @@ from engine.checkpoint import Snapshot, load_model, save
 from engine.config import ModelConfig, OptimConfig, Recipe, SampleConfig, TokenizerConfig
 from engine.data.batches import Batch
 from engine.generate.decode import generate, prefill
-from engine.generate.reference import TorchDecoder, load_reference
+from engine.generate.reference import TorchDecoder
 from engine.hardware import keep_heap, use_threads
 from engine.model.transformer import Transformer, initialise
 from engine.recipe import override
@@ -116,19 +117,19 @@ def overhead(options: Options) -> Iterator[Result]:
     A side is one repetition. The model is small: what watching adds to a token shows best there.
     """
     keep_heap()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = checkpoint(Path(temporary))
-        loaded, tokenizer = load_reference(folder, "cpu")
-        subject = from_checkpoint("small", folder, "cpu", lambda dtype: (loaded.model, tokenizer))
-    model, tokenizer = subject.loaded("auto")
-    (prompt,) = random_ids(subject, tokenizer, 1, LENGTH)
-    settings = replace(subject.sample, max_tokens=NEW)
-    decoder = TorchDecoder(model)
-    start = prefill(decoder, prompt, decoder.cache(LENGTH + NEW, rows=2))
     threads = use_threads(0)
     case = Case(
         what="decode", model="small", dtype="auto", threads=threads, depth=LENGTH, tokens=NEW
     )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = checkpoint(Path(temporary))
+        subject = from_checkpoint("small", folder, cache_folder(), "cpu")
+        loaded = subject.loaded(case)
+    subject = replace(subject, load=lambda case: loaded, building=lambda case: "")
+    decoder, tokenizer = loaded
+    (prompt,) = random_ids(subject, tokenizer, 1, LENGTH)
+    settings = replace(subject.sample, max_tokens=NEW)
+    start = prefill(decoder, prompt, decoder.cache(LENGTH + NEW, rows=2))
 
     def generating() -> None:
         """Write the text as it comes, as the command does."""

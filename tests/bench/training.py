@@ -17,13 +17,12 @@ from engine.hardware import has_fast_bf16, keep_heap, pick_device, use_threads
 from engine.machine import matmul_peaks
 from engine.model.transformer import Transformer
 from engine.recipe import override
-from engine.train.gradient import Share
+from engine.train.drill import drill
 from engine.train.loop import TrainStep, train
-from engine.train.loss import next_token_loss
 from engine.train.optim import Optimizers
 from engine.train.precision import Precision, choose_precision
 from engine.train.prepare import build_model
-from engine.train.team import Team
+from engine.train.schedule import ENDLESS, lr_factor
 from tests.bench.pairs import alternate
 from tests.bench.plain import LENGTH, ROWS, SHAPE, trainer
 from tests.bench.report import Missing, Options, Result, versus
@@ -74,17 +73,16 @@ def steps_of(
 ) -> Iterator[Callable[[], TrainStep]]:
     """Give a function that takes one step of the real training loop with these settings."""
     own = settings.train
-    gradient = Share(
-        model=model,
-        batches=Fixed(batch, own.accumulate),
-        loss=partial(next_token_loss, chunk=own.loss_chunk, recompute=own.recompute),
-        seed=settings.run.seed,
-        dtype=precision.dtype,
-    )
-    with ExitStack() as stack:
-        if own.processes > 1:
-            gradient = stack.enter_context(Team(gradient, own.processes, threads))
-        steps = train(model, optimizer, gradient, own, start=0, steps=lambda step: 1 << 40)
+    with drill(model, Fixed(batch, own.accumulate), settings, precision, threads) as gradient:
+        steps = train(
+            model,
+            optimizer,
+            gradient,
+            own,
+            start=0,
+            steps=lambda step: ENDLESS,
+            factor=partial(lr_factor, steps=ENDLESS, config=own.schedule),
+        )
         yield lambda: next(steps)
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import FileIO
 
 import pytest
 
@@ -156,6 +157,8 @@ def test_a_bad_line_is_an_error_of_its_own(here, tmp_path):
         assert expected in row["error"]["message"], (line, row)
         assert row["error"]["exit_code"] == (6 if "context" in expected else 3)
         assert "text" not in row
+    assert result.err.endswith(" · failed lines: 2, 3, 4, 5, 6 …\n")
+    assert not [row for row in wrong if "--" in row["error"]["message"]]  # a line has no options
     assert "not UTF-8" in no_text["error"]["message"]
     assert [row["id"] for row in wrong if row["id"]] == [1, *["a"] * 5]
 
@@ -190,8 +193,13 @@ def test_what_is_no_batch_ends_at_once(here, tmp_path, monkeypatch):
 def test_options_that_do_not_fit(here):
     for words in (["-o", "x"], ["--rows", 2], ["--resume"], ["--force"]):
         failed(here("text", *words), 2, f"{words[0]}: leave it out, it is for --batch")
-    for words in (["text"], ["-f", "x"], ["--messages", "x"], ["-n", 2], ["--show-prompt"]):
-        failed(here("--batch", "in", *words), 2, "the lines of --batch say it themselves")
+    own = " does not go with --batch: its lines have their own"
+    for words in (["text"], ["-f", "x"], ["--messages", "x"]):
+        name = "a prompt" if words == ["text"] else words[0]
+        failed(here("--batch", "in", *words), 2, f"error: {name}{own}\n")
+    for words in (["-n", 2], ["--show-prompt"], ["--verify"], ["--draft", "lookup"]):
+        failed(here("--batch", "in", *words), 2, f"error: {words[0]} does not go with --batch\n")
+    failed(here("--batch", "in", "--prefix-cache"), 2, "--prefix-cache does not go with --batch")
     failed(here("--batch", "in", "--resume", lines=LINES), 2, "-o")
     failed(here("--batch", "in", "-o", "in"), 2, "is the input itself")
     failed(here("--batch", "in", "-o", "/dev/full", "--max-tokens", 1), 4, "cannot be written")
@@ -266,10 +274,78 @@ def test_only_the_same_batch_is_continued(here, tmp_path):
     assert here(*words, "--resume", "--seed", 1, lines=LINES).code == 0  # the input has grown
 
 
+SEEDS = [-1, True, 1.0, 1e400, "1", None, [], 2**62 + 2, 0]  # of line 2
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=str)
+def test_a_damaged_seed_is_said_with_its_place(here, tmp_path, seed):
+    out = tmp_path / "out.jsonl"
+    words = ["--batch", "in", "-o", "out", "--max-tokens", 1]
+    assert here(*words, lines=[{"prompt": ""}, {"prompt": "x"}]).code == 3
+    first, second = rows_of(out.read_text())
+    assert "seed" not in first
+    out.write_text(json.dumps(first) + "\n" + json.dumps(second | {"seed": seed}) + "\n")
+    whole = out.read_bytes()
+    failed(here(*words, "--resume"), 3, f"{out}:2: is no line of a batch")
+    assert out.read_bytes() == whole
+
+
+def test_an_overflow_is_said_in_the_words_of_a_line(here):
+    words = ["--batch", "in", "--on-overflow", "left"]
+    (row,) = rows_of(here(*words, lines=[{"prompt": "x", "max_tokens": 600}]).out)
+    expected = "prompt of 1 token + max_tokens 600 > context 512; shorten one"
+    assert row["error"] == {"message": expected, "exit_code": 6}
+
+
 def test_one_process_writes_an_output(here, tmp_path):
     with (tmp_path / "out.jsonl").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         failed(here("--batch", "in", "-o", "out", "--force", lines=LINES), 2, "another process")
+
+
+def test_an_output_is_not_emptied_before_it_is_this_process_s_own(here, tmp_path, monkeypatch):
+    """Another process makes the output, and writes, while this one is about to."""
+    out = tmp_path / "out.jsonl"
+
+    def late(name, mode):
+        out.write_text("an answer\n")
+        others.append(out.open("r+"))
+        fcntl.flock(others[-1], fcntl.LOCK_EX)
+        return FileIO(name, mode)
+
+    monkeypatch.setattr(batching, "FileIO", late)
+    for words in ([], ["--force"], ["--resume"]):
+        others = []
+        failed(here("--batch", "in", "-o", "out", *words, lines=LINES), 2, "another process")
+        assert out.read_text() == "an answer\n"
+        others[0].close()
+        out.unlink()
+
+
+def test_the_input_is_never_the_output(place, tmp_path):
+    """Neither by the shell's doing; a process of its own has standard input and output."""
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps({"prompt": "x", "max_tokens": 1}) + "\n")
+    whole = file.read_bytes()
+    for words, name in (
+        (["--batch", "-", "-o", file, "--force"], str(file)),
+        (["--batch", "-", "-o", file, "--resume"], str(file)),
+        (["--batch", file], "standard output"),
+        (["--batch", "-"], "standard output"),
+    ):
+        with file.open("rb") as stdin, file.open("ab") as stdout:
+            result = subprocess.run(
+                [sys.executable, "-m", "cli.main", "generate", "-m", "tiny", *map(str, words)],
+                cwd=place,
+                env=command_environment(tmp_path),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.startswith(f"error: {name}: is the input itself")
+        assert result.stderr.count("\n") == 1 and file.read_bytes() == whole
 
 
 def test_progress_is_a_line_now_and_then(here, monkeypatch):

@@ -78,6 +78,28 @@ def test_compare_pairs_fails_when_told_and_only_then(run, tmp_path):
     assert run("bench", "compare", "a.jsonl", "a.jsonl", "--fail-if-slower", "0%").code == 0
 
 
+def test_formats_stand_beside_each_other_and_torch(run, library):
+    """Each by its name, what torch has not left out; a record tells them apart."""
+    words = ["--what", "decode,kv", "--depth", "8", "--repeats", "1", "--kernels", "auto,torch"]
+    grid = [*words, "--dtype", "auto,fp32,int8", "--record", "a.jsonl"]
+    result = run("bench", *TINY, *grid)
+    assert result.code == 0, result.err
+    for who in ("native fp32", "torch fp32", "native int8"):
+        assert f"at 8 {who}" in result.out and f"decode at 8, {who}" in result.err
+    assert "generated: native int8, keys and values in fp16" in result.out
+    assert "generated: torch fp32, keys and values in fp32" in result.out
+    assert "torch int8" not in result.out
+    assert result.err.count("is what auto took; measured once") == 6
+    assert max(len(line) for line in result.out.splitlines()) <= 80
+    one = [*words[:6], "--dtype", "int8", "-q", "--record"]
+    for file, way in (("b.jsonl", ["--kv", "fp16"]), ("c.jsonl", ["--kv", "int8"])):
+        assert run("bench", *TINY, *one, file, *way).code == 0
+    found = json.loads(run("bench", "compare", "b.jsonl", "c.jsonl", "--json").out)
+    assert found["differs"] == {"kv": ["fp16", "int8"]}
+    found = json.loads(run("bench", "compare", "a.jsonl", "b.jsonl", "--json").out)
+    assert [case["dtype"] for case in found["cases"]] == ["int8"] * 3 and not found["differs"]
+
+
 def test_other_settings_are_another_case_and_one_precision_is_one(run, tmp_path):
     step = ["--what", "train", "--repeats", "1"]
     result = run("bench", *TINY, *step, "--dtype", "auto,fp32", "--record", "a.jsonl")
@@ -107,7 +129,10 @@ def test_other_settings_are_another_case_and_one_precision_is_one(run, tmp_path)
         (["--depth", "4000"], 6, "exceed the context of 256"),
         (["--tokens", "300", "--what", "batch"], 6, "leave no room"),
         (["--threads", "2000"], 2, "at most 1024"),
-        (["--dtype", "fp64"], 2, "'fp64' is not one of auto, bf16, fp32, int8"),
+        (["--dtype", "fp64"], 2, "'fp64' is not one of auto, bf16, fp32, int4, int8"),
+        (["--kernels", "c"], 2, "--kernels 'c' is not one of auto, torch"),
+        (["--kv", "bf16"], 2, "--kv 'bf16' is not one of auto, fp16, fp32, int8"),
+        (["--kernels", "torch", "--dtype", "int4"], 2, "torch has none of it"),
         (["--record", "no/r.jsonl"], 4, "no/r.jsonl: cannot be written"),
         (["--plot", "x.gif"], 2, "must end in .png or .svg"),
         (["--watts", "65"], 2, "both --watts and --price-kwh"),
@@ -151,10 +176,10 @@ def test_a_full_disk_ends_the_measuring_and_not_the_table(run):
 def test_what_fails_later_keeps_what_was_measured_before(run, monkeypatch):
     """The same for an error of the second case: memory that does not suffice."""
 
-    def loaded(self, dtype, real=Subject.loaded):
-        if dtype == "fp32":
+    def loaded(self, case, real=Subject.loaded):
+        if case.dtype == "fp32":
             raise ResourceError("no room")
-        return real(self, dtype)
+        return real(self, case)
 
     monkeypatch.setattr(Subject, "loaded", loaded)
     words = ["--what", "decode", "--depth", "0", "--dtype", "bf16,fp32", "-q"]

@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from engine.files import sha256
-from engine.kernels import build
+from engine.kernels import compile
 
-SAID = "building kernels with "
+SAID, DECODER = "building kernels with ", "building the decoder with "
 TRAIN = ["train", "smoke", "train.steps=1", "model.d_model=16", "run.dtype=fp32", "--force"]
 COMMANDS = [
     TRAIN,
@@ -21,13 +21,13 @@ COMMANDS = [
 def unbuilt(kernels, tmp_path, monkeypatch):
     """A machine that never built them, on which building is quick."""
 
-    def copy(compiler, library):
-        library.parent.mkdir(parents=True)
+    def copy(command, sources, library):
+        library.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(kernels.path, library)
         library.with_suffix(".sha256").write_text(sha256(library))
 
-    monkeypatch.setattr(build, "_build", copy)
-    monkeypatch.setattr(build, "place", lambda cache: tmp_path / "built")
+    monkeypatch.setattr(compile, "_compile", copy)
+    monkeypatch.setattr(compile, "place", lambda cache: tmp_path / "built")
     return tmp_path / "built"
 
 
@@ -44,3 +44,25 @@ def test_not_when_quiet_nor_without_them(run, unbuilt):
     assert run(*TRAIN, "-q").err == "" and unbuilt.is_dir()
     shutil.rmtree(unbuilt)
     assert SAID not in run(*TRAIN, "run.kernels=torch").err and not unbuilt.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "-m", "smoke", "a", "--max-tokens", "2"],
+        ["generate", "-m", "smoke", "a", "--max-tokens", "2", "--verify"],
+        ["bench", "-m", "smoke", "--what", "decode", "--depth", "0", "--repeats", "1"],
+        ["bench", "smoke", "--what", "batch", "--batch", "2", "--repeats", "1"],
+        ["doctor"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_so_does_what_loads_the_decoder(run, unbuilt, words):
+    assert run(*TRAIN, "run.kernels=torch", "-q").code == 0 and not unbuilt.exists()
+    if words != ["doctor"]:
+        assert DECODER not in run(*words, "--kernels", "torch").err and not unbuilt.exists()
+    first = run(*words)
+    assert first.code == 0 and first.err.count(DECODER) == 1, first.err
+    assert unbuilt.is_dir() and DECODER not in first.out and DECODER not in run(*words).err
+    shutil.rmtree(unbuilt)
+    assert DECODER not in run(*words, "-q").err and unbuilt.is_dir()

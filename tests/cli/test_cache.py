@@ -66,6 +66,25 @@ def test_ls_names_models_and_what_else_is_there(run, cache, tmp_path):
     }
 
 
+@pytest.mark.parametrize("kind", ["pipe", "zero", "folder", "long"])
+def test_ls_reads_no_name_without_end(kind, run, cache):
+    name = next(entries(place(cache))).path.parent / "name"
+    name.unlink()
+    if kind == "pipe":
+        os.mkfifo(name)
+    elif kind == "zero":
+        name.symlink_to("/dev/zero")
+    elif kind == "folder":
+        name.mkdir()
+    else:
+        name.write_text("x" * 1000)
+    (cache / "kernels" / "a.sha256").write_text("0" * 64)
+    found = json.loads(run("cache", "ls", "--json").out)
+    names = {model["name"] for model in found["prefixes"]}
+    assert ("x" * 200 if kind == "long" else "") in names and len(names) == 2
+    assert {"kind": "C libraries", "files": 1, "bytes": 5000} in found["others"]
+
+
 def test_gc_frees_what_it_says(run, cache):
     dry = run("cache", "gc", "--older-than", "30d", "--dry-run")
     assert dry.out == "would free 20.0 kB of 2 blocks; 30.0 kB of 3 blocks left\n"

@@ -1,12 +1,15 @@
 """What must start fast imports nothing heavy: proved in a process of its own."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, command_environment
+from tests.engine.interop.folders import imported as bring_in
+from tests.engine.interop.folders import write_folder
 
 PROBE = """
 import json, sys
@@ -120,3 +123,59 @@ def test_generating_needs_no_torch_until_it_is_chosen():
     """Importing it takes longer than a small model's answer."""
     assert imported(GENERATING) == ["False"]
     assert imported([*GENERATING, "engine.generate.reference"]) == ["True"]  # the control
+
+
+# What a plain greedy answer by our own C has no use for; some of it comes with numpy or typer.
+UNNEEDED = {
+    *("torch", "yaml", "jinja2", "numpy.random", "secrets", "logging", "concurrent.futures"),
+    *("cli.chat", "cli.drafting", "cli.inputs", "engine.recipe", "engine.text.chat"),
+    *("engine.generate.session", "engine.generate.speculate", "engine.generate.prefixes"),
+}
+
+
+@pytest.fixture
+def answering(library, tmp_path, tokenizer):
+    """Generate in a process of its own; return what it imported of UNNEEDED."""
+    write_folder(tmp_path / "source", tokenizer, max_seq_len=128)
+    bring_in(tmp_path / "source", tmp_path / "tiny")
+    kept = tmp_path / "cache" / "lm-workbench" / "kernels"
+    kept.mkdir(parents=True)
+    for file in (library.path, library.path.with_suffix(".sha256")):
+        shutil.copy(file, kept)
+    code = f"""
+import sys
+from cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print()
+    print(*({UNNEEDED} & set(sys.modules)))
+"""
+
+    def call(*words: str) -> set[str]:
+        sizes = ["--max-tokens", "3", "--device", "cpu"]
+        process = subprocess.run(
+            [sys.executable, "-c", code, "generate", "def", "-m", "tiny", *sizes, *words],
+            capture_output=True,
+            text=True,
+            env=command_environment(tmp_path),
+            cwd=tmp_path,
+            check=True,
+            timeout=60,
+        )
+        assert "native" in process.stderr
+        return set(process.stdout.splitlines()[-1].split())
+
+    return call
+
+
+def test_a_plain_answer_imports_only_what_it_needs(answering):
+    """The first letter waits for every import."""
+    assert answering("--temperature", "0") == set()
+
+
+def test_what_more_is_asked_for_is_imported_then(answering):
+    """The controls."""
+    assert "numpy.random" in answering("--temperature", "1")
+    guessing = answering("--temperature", "0", "--draft", "lookup", "--prefix-cache")
+    assert guessing >= {"engine.generate.speculate", "engine.generate.prefixes", "cli.drafting"}

@@ -86,3 +86,9 @@ def test_a_conversation_guesses_too(run, place):
         assert [row["text"] for row in found] == [row["text"] for row in plain]
         assert [row["reused_tokens"] for row in found] == [row["reused_tokens"] for row in plain]
         assert all(row["draft"]["guesser"] == draft for row in found)
+
+
+def test_a_draft_without_a_name_is_refused(generate):
+    result = generate("--draft", "")
+    assert result.code == 2 and "--draft names nothing" in result.err
+    assert len(result.err.splitlines()) == 1

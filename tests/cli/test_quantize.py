@@ -1,9 +1,12 @@
 """`lm quantize` as a person meets it, and what other commands make of its outcome."""
 
 import json
+import os
+import re
 
 import pytest
 
+from cli.render import percent
 from engine.checkpoint import Snapshot, save
 from engine.config import SampleConfig
 from tests.conftest import make_model
@@ -35,13 +38,24 @@ def test_a_quantized_model_is_made_shown_verified_and_used(format, run, place):
     assert made.code == 0 and made.out == ""
     first, second, third, last = made.err.splitlines()[-4:]
     assert first.startswith("weights  ") and " kB → " in first and "16 matrices" in first
-    assert second.startswith("error    ") and "% at most (" in second
+    assert re.match(r"error    0?[.\d]+ % of a matrix in the mean, [.\d]+ % at most \(", second)
     assert third.startswith(f"made checkpoints/small-{format} (peak memory")
     assert last == f"next: lm generate 'Once' -m small-{format}"
     assert run("verify", f"small-{format}").code == 0
     shown = run("show", f"small-{format}").out
     assert f", {format}\n" in shown and f"quantized  to {format} from {place}/small" in shown
-    assert run("show", f"small-{format}", "--fit").code == 0
+    facts = json.loads(run("show", f"small-{format}", "--fit", "--json").out)
+    fit, original = facts["fit"], json.loads(run("show", "small", "--fit", "--json").out)["fit"]
+    assert facts["stored"] == format
+    if fit["by"] == "native":  # torch would widen it
+        assert fit["weights"] == facts["weight_bytes"] < 0.4 * original["weights"]
+        assert (fit["dtype"], fit["kv"], original["dtype"]) == (format, "fp16", "fp32")
+        assert fit["scratch"] < 200_000_000 and facts["kv"] == "fp16"
+        assert f" as {format}\n" in run("show", f"small-{format}", "--fit").out
+    config = facts["config"]
+    numbers = 2 * config["n_layers"] * config["n_kv_heads"] * config["head_dim"]
+    width = {"fp16": 2, "bf16": 2, "fp32": 4}[fit["kv"]]
+    assert fit["kv_per_token"] == facts["kv_bytes_per_token"] == numbers * width
     said = run("generate", "def ", "-m", f"small-{format}", *GREEDY)
     assert said.code == 0 and said.out
 
@@ -68,11 +82,37 @@ def test_int4_is_rougher_and_smaller_than_int8(run, place):
 def test_what_is_in_the_way_is_said(run, place):
     assert run("quantize", "small", "--to", "int8").code == 0
     again = run("quantize", "small", "--to", "int8")
-    assert again.code == 2 and "checkpoints/small-int8 exists" in again.err
+    assert again.code == 2 and "checkpoints/small-int8 exists; replace it with --force" in again.err
+    other = run("quantize", "small", "--to", "int8", "-o", "checkpoints")
+    assert other.code == 2 and "--force" not in other.err
     assert run("quantize", "small", "--to", "int8", "--force").code == 0
     itself = run("quantize", "small", "--to", "int8", "-o", "checkpoints/small", "--force")
     assert itself.code == 2 and "holds the model itself" in itself.err
     assert run("verify", "small").code == 0
+
+
+@pytest.mark.parametrize("stray", ["notes.txt", "deep/er/notes.txt", "link", "pipe"])
+def test_force_removes_nothing_but_what_the_manifest_names(stray, run, place):
+    words = ("quantize", "small", "--to", "int8", "-o", "x", "--force")
+    assert run(*words).code == 0
+    path = place.parent / "x" / stray
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if stray == "link":
+        path.symlink_to("/nowhere")
+    elif stray == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("mine")
+    refused = run(*words)
+    assert refused.code == 2 and f"x/{stray} is no part of" in refused.err
+    assert len(refused.err.splitlines()) == 1 and os.path.lexists(path)
+    path.unlink()
+    assert run(*words).code == 0
+
+
+def test_an_error_is_said_to_two_digits():
+    said = [percent(share) for share in (0, 4.71e-7, 0.00099999, 0.00533, 0.0676, 0.123, 1)]
+    assert said == ["0 %", "0.000047 %", "0.100 %", "0.53 %", "6.8 %", "12 %", "100 %"]
 
 
 def test_what_cannot_be_quantized_is_said(run, place, tokenizer):

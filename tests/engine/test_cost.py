@@ -248,6 +248,16 @@ def test_reading_and_generating_by_hand():
     assert cost.decode_bytes(windowed, 5, 1, 0, 4) == 3 * 2 * 8 * 4
 
 
+def test_of_a_table_a_token_reads_a_row():
+    """Unless the embedding is the head too, which is read as a whole."""
+    sizes = {"embed_tokens.weight": 400, "embed_positions.weight": 640, "lm_head.weight": 400}
+    sizes["blocks.0.mlp.up_proj.weight"] = 1000
+    config = ModelConfig(vocab_size=40, max_seq_len=64, tie_embeddings=False)
+    assert cost.weights_read(config, sizes) == 10 + 10 + 400 + 1000
+    del sizes["lm_head.weight"]
+    assert cost.weights_read(replace(config, tie_embeddings=True), sizes) == 400 + 10 + 1000
+
+
 @pytest.mark.parametrize("length", [1, 16])
 def test_matrix_flops_of_a_prompt_equal_those_counted(tokenizer, length):
     model = make_model()

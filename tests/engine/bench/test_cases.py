@@ -59,6 +59,19 @@ def test_precisions_and_threads_multiply():
     assert seen == [("fp32", 1), ("fp32", 2), ("bf16", 1), ("bf16", 2)]
 
 
+def test_torch_leaves_out_what_only_our_own_c_can():
+    grid = Grid(depth=(8,), dtype=("auto", "int4"), kernels=("auto", "torch"), kv=("auto", "int8"))
+    ways = {case.how[:3] for case in expand("decode", grid, "m", 64)[0]}
+    ours = {(dtype, "auto", kv) for dtype in ("auto", "int4") for kv in ("auto", "int8")}
+    assert ways == ours | {("auto", "torch", "auto")}
+    loads = expand("load", grid, "m", 64)[0]  # which makes no keys and values
+    assert [case.how[:2] for case in loads] == [
+        ("auto", "auto"),
+        ("auto", "torch"),
+        ("int4", "auto"),
+    ]
+
+
 def test_usual_lengths_shrink_to_the_context_and_say_so():
     cases, notes = expand("decode", Grid(tokens=10), "m", 600)
     assert [case.depth for case in cases] == [0, 512, 590]

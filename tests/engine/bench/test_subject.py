@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.bench.cases import Case
 from engine.bench.subject import from_recipe, random_ids, settings, stand_in
 from engine.config import (
     DataConfig,
@@ -28,11 +29,16 @@ RECIPE = Recipe(
 )
 
 
+def case(dtype="auto", kernels="torch", **changes):
+    wish = {"dtype": dtype, "kernels": kernels, "threads": 1}
+    return Case(**({"what": "decode", "model": "m"} | wish | changes))
+
+
 def test_a_recipe_without_a_checkpoint_is_whole():
     subject = from_recipe(RECIPE, CACHE)
-    model, tokenizer = subject.loaded("bf16")
-    assert model.config == subject.config and subject.config.vocab_size == 700
-    assert str(model.embed_tokens.weight.dtype) == "torch.bfloat16"
+    decoder, tokenizer = subject.loaded(case("bf16"))
+    assert decoder.config == subject.config and subject.config.vocab_size == 700
+    assert decoder.name == "torch bf16" == f"torch {decoder.kv}"
     assert tokenizer.vocab_size == 700 and not tokenizer.ends
     assert stand_in(RECIPE).ends  # the control: those of the loaded one were taken away
 
@@ -44,7 +50,7 @@ def test_a_vocabulary_of_the_models_own_is_kept():
 
 def test_random_ids_are_the_same_each_time_and_known():
     subject = from_recipe(RECIPE, CACHE)
-    _, tokenizer = subject.loaded("auto")
+    _, tokenizer = subject.loaded(case())
     rows = random_ids(subject, tokenizer, 2, 50)
     assert rows == random_ids(subject, tokenizer, 2, 50) and rows[0] != rows[1]
     assert max(map(max, rows)) < 700
@@ -74,4 +80,4 @@ def test_what_does_not_fit_is_refused():
         from_recipe(override(RECIPE, train={"base": "x"}), CACHE)
     huge = override(RECIPE, model={"d_ff": 1 << 22, "n_layers": 1000})
     with pytest.raises(ResourceError, match="loading .* needs about"):
-        from_recipe(huge, CACHE).loaded("fp32")
+        from_recipe(huge, CACHE).loaded(case("fp32"))

@@ -93,6 +93,7 @@ def test_the_shape_comes_from_the_base():
         (["eval.seq_len=600"], "the base reads 512 tokens"),
         (["data.format=parquet"], "is a kind of file"),
         (["data.column=body"], "data.columns=text=body"),
+        (["run.dtype=int8", "train.lora.rank=2"], "they are frozen"),
     ):
         recipe = load("data: {seq_len: 512}\ntrain: {base: x}", "test", overrides)
         with pytest.raises(RecipeError, match=message):

@@ -318,6 +318,8 @@ def test_an_overflowing_prompt_is_cut_as_chosen(policy, expected):
 def test_an_overflowing_prompt_is_an_error_unless_told():
     with pytest.raises(LimitError, match=r"9 tokens .* 3 > context 8"):
         fit_prompt(list(range(9)), 3, 8, "error")
+    with pytest.raises(LimitError, match=r"1 token \+ --max-tokens 8 > context 8"):
+        fit_prompt([0], 8, 8, "error")
 
 
 @pytest.mark.parametrize("policy", ["left", "middle", "right"])

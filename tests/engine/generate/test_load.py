@@ -1,11 +1,15 @@
 """Loading to generate with: what was asked for, whole, or one clear error."""
 
+import numpy as np
 import pytest
 
 from engine.checkpoint import Snapshot, save
 from engine.config import SampleConfig
+from engine.cost import parameters
 from engine.errors import CheckpointError, RecipeError
+from engine.generate import load
 from engine.generate.decode import generate, prefill
+from engine.generate.decoder import Run
 from engine.generate.load import load_decoder
 from engine.generate.reference import TorchDecoder
 from tests.conftest import make_model
@@ -65,3 +69,36 @@ def test_torch_refuses_what_only_our_kernels_can(folder, tmp_path, how):
 def test_what_is_no_checkpoint_is_one_clear_error(tmp_path):
     with pytest.raises(CheckpointError):
         load_decoder(tmp_path, kernels="torch", cache=tmp_path)
+
+
+def test_it_is_said_that_our_own_c_is_built_first(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "unbuilt", lambda cache: "cc")
+    where = folder, "cpu"
+    assert load.first_build(*where, "auto", tmp_path) == "building the decoder with cc, once"
+    assert load.first_build(*where, "torch", tmp_path) == ""
+    assert load.first_build(folder, "cuda", "auto", tmp_path) == ""
+    monkeypatch.setattr(load, "unbuilt", lambda cache: "")
+    assert load.first_build(*where, "auto", tmp_path) == ""
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bf16", "int8", "int4"])
+def test_parameters_in_memory_decode_as_those_of_a_file(folder, library, tmp_path, dtype):
+    model = make_model()
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    packed = load.pack_decoder(model.config, weights, library, dtype=dtype)
+    loaded, _ = load_decoder(folder, device="cpu", dtype=dtype, cache=tmp_path)
+    assert packed.name == loaded.name and packed.bytes == loaded.bytes
+    one, other = (d.forward(d.cache(9), [Run(0, [5, 17, 300], 3)]) for d in (packed, loaded))
+    assert np.array_equal(one, other)
+
+
+def test_a_draft_is_weighed_by_its_own_layers(folder, library, tmp_path):
+    """It is given the weights of all, and reads those of some."""
+    how = {"device": "cpu", "cache": tmp_path}
+    for kernels in ("auto", "torch"):
+        whole, _ = load_decoder(folder, kernels=kernels, **how)
+        draft, _ = load_decoder(folder, kernels=kernels, layers=1, **how)
+        block = parameters(whole.config)["attention"] + parameters(whole.config)["mlp"]
+        norms = 2 * 32 + 2 * 8
+        assert whole.bytes - draft.bytes == 4 * (block // 2 + norms)
+        assert whole.bytes_read(0) - draft.bytes_read(0) == 4 * (block // 2 + norms)

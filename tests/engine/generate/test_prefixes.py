@@ -15,6 +15,7 @@ from engine.generate.prefix_folder import entries
 from engine.generate.prefixes import Prefixes
 from engine.generate.reference import CHUNK, TorchDecoder
 from tests.conftest import make_model
+from tests.engine.generate.test_native import native
 
 IDS = np.random.default_rng(0).integers(0, 400, 3 * CHUNK + 40).tolist()
 
@@ -87,6 +88,16 @@ def test_blocks_of_64_where_the_decoder_is_exact_anywhere(decoder, tmp_path):
     restored, logits = run(free, prefixes)
     assert restored == (len(IDS) - 1) // 64 * 64
     np.testing.assert_allclose(logits, run(free, None)[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("format, kv", [("int8", "fp16"), ("bf16", "int8"), ("int4", "fp32")])
+def test_our_own_c_gives_the_same_bits_wherever_blocks_end(tmp_path, library, format, kv):
+    own = native(make_model(max_seq_len=1024), library, format, kv=kv, identity="in C")
+    prefixes = Prefixes(tmp_path)
+    for length in (3 * CHUNK + 40, 65, 64, 200):
+        restored, logits = run(own, prefixes, IDS[:length])
+        assert restored == (0 if length > 500 else (length - 1) // 64 * 64)
+        assert np.array_equal(logits, run(own, None, IDS[:length])[1])
 
 
 def test_a_row_that_holds_some_is_filled_further(decoder, tmp_path):

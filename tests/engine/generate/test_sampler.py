@@ -173,6 +173,18 @@ def test_penalty_by_hand():
     assert penalize(logits, NONE_SEEN, 2.0).tolist() == logits.tolist()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("penalty", [1e30, 1e39, 1e308])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_no_penalty_is_too_large(penalty, temperature):
+    """What is seen is chosen last, but some token is, though all were seen."""
+    config = SampleConfig(temperature=temperature, repetition_penalty=penalty)
+    logits = np.array([-1e9, 0, 3e-9, -2], np.float32)
+    assert np.isfinite(penalize(logits, [0, 1, 2, 3], penalty)).all()
+    assert sample(logits, [0, 3], config, seeded(1)) in (1, 2)
+    assert sample(logits, [0, 1, 2, 3], config, seeded(1)) in (1, 2)
+
+
 def test_penalty_turns_the_greedy_choice():
     config = SampleConfig(temperature=0, repetition_penalty=2.0)
     logits = fp32([3, 2, 1])

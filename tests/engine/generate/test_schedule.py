@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from engine.config import SampleConfig
-from engine.errors import DataError, ResourceError
+from engine.errors import CheckpointError, DataError, ResourceError
 from engine.generate import schedule
 from engine.generate.decode import generate, prefill
 from engine.generate.decoder import Run
@@ -228,3 +228,20 @@ def test_jobs_are_read_as_they_are_needed(decoder, tokenizer, monkeypatch):
     assert len(read) <= 4 * 2 + 2
     assert [answer.key for answer in itertools.islice(answers, 100)] == list(range(100))
     assert len(read) <= 100 + 4 * 2 + 2
+
+
+def test_logits_that_are_no_numbers_are_an_error_of_their_row(tokenizer):
+    class Broken(TorchDecoder):
+        def forward(self, cache, runs):
+            logits = super().forward(cache, runs)
+            wanted = [run for run in runs if run.wanted]
+            for run, logits_V in zip(wanted, logits, strict=True):
+                if run.tokens[-1] == 7:
+                    logits_V[:] = float("nan")
+            return logits
+
+    settings = SampleConfig(temperature=0, max_tokens=1)
+    jobs = [Job(key=id_, ids=[5, id_], settings=settings, seed=0) for id_ in (6, 7, 8)]
+    found = list(complete(Broken(make_model()), tokenizer, jobs, 2))
+    assert [len(f.tokens) for f in found] == [1, 0, 1]
+    assert [f.key for f in found if isinstance(f.error, CheckpointError)] == [7]

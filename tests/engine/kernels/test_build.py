@@ -3,12 +3,16 @@
 import os
 import pickle
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine.files import sha256
 from engine.kernels import build as building
 from engine.kernels import compile as compiling
 from engine.kernels.build import FLAGS, SOURCES, load_kernels, unbuilt
@@ -110,6 +114,44 @@ def test_what_a_killed_build_left_is_swept(kernels, tmp_path):
     left.mkdir(parents=True)
     os.utime(left, (0, 0))
     assert load_kernels(tmp_path / "elsewhere") and not left.exists()
+
+
+def test_builds_that_are_killed_or_at_once_leave_a_whole_library(kernels, tmp_path):
+    """One process is killed in the middle of its build; then two find an empty cache together."""
+    slow = tmp_path / "bin" / "cc"
+    slow.parent.mkdir()
+    slow.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n'
+        f'head -c 20000 {kernels.path} > "$2"; sleep 1; cp {kernels.path} "$2"\n'
+    )
+    slow.chmod(0o755)
+    program = (
+        "from pathlib import Path; from engine.kernels.build import load_kernels; import torch;"
+        f"k = load_kernels(Path({str(tmp_path)!r}));"
+        "print(k.norm(torch.ones(1, 4), torch.ones(4), 0.0)[0].sum().item())"
+    )
+
+    def start() -> subprocess.Popen:
+        path = f"{slow.parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=Path(__file__).parents[3],
+            env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    place, killed = tmp_path / "kernels", start()
+    while killed.poll() is None and not list(place.glob("building-*/*.so")):
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL and not list(place.glob("*.so"))
+    for process in [start(), start()]:
+        assert process.communicate(timeout=200)[0] == "4.0\n"
+    [library] = place.glob("*.so")
+    assert library.read_bytes() == kernels.path.read_bytes()
+    assert library.with_suffix(".sha256").read_text() == sha256(library)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The loop: what a step is, what it divides by, when it refuses to go on."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from engine.train.gradient import Share
 from engine.train.loop import train
 from engine.train.loss import next_token_loss
 from engine.train.optim import Optimizers
+from engine.train.schedule import lr_factor
 from tests.conftest import make_model
 
 
@@ -36,7 +38,15 @@ def go(steps: int = 3, start: int = 0, model=None, batches=ragged, seed: int = 1
         seed=seed,
         dtype=torch.float32,
     )
-    stream = train(model, optimizer, gradient, config, start=start, steps=lambda step: steps)
+    stream = train(
+        model,
+        optimizer,
+        gradient,
+        config,
+        start=start,
+        steps=lambda step: steps,
+        factor=partial(lr_factor, steps=steps, config=config.schedule),
+    )
     return model, list(stream)
 
 
@@ -96,7 +106,9 @@ def test_clipping_bounds_what_the_optimizer_sees():
         seed=1,
         dtype=torch.float32,
     )
-    (step,) = train(model, optimizer, gradient, config, start=0, steps=lambda step: 1)
+    (step,) = train(
+        model, optimizer, gradient, config, start=0, steps=lambda k: 1, factor=lambda k: 1.0
+    )
     means = [t.flatten() for name, t in optimizer.state().items() if name.startswith("exp_avg.")]
     assert step.grad_norm > 0.25
     assert torch.cat(means).norm().item() == pytest.approx(0.1 * 0.25, rel=1e-4)

@@ -14,6 +14,7 @@ from engine.runs import TOKENIZER
 from engine.text.tokenizer import load_tokenizer
 from engine.train.log import read_metrics
 from engine.train.loop import TrainStep
+from engine.train.plan import Plan, Planner
 from engine.train.pretrain import run
 from engine.train.run import Evaluated, Finished, Interrupted, Prepared
 from tests.conftest import ROOT
@@ -21,14 +22,14 @@ from tests.engine.text.published import llama3, qwen, write
 
 # 900 windows of text and 24 steps of 48: the run crosses its first epoch after 18 steps.
 RECIPE = """
-data: {{train: {data}, seq_len: 16, holdout: 10}}
+data: {{train: "{data}", seq_len: 16, holdout: 10}}
 tokenizer: {{vocab_size: 300}}
 model: {{d_model: 32, n_layers: 1, n_heads: 2, max_seq_len: 32}}
 train: {{steps: 24, batch_size: 48, accumulate: 4, dropout: 0.1, schedule: {{warmup: 4}}}}
 eval: {{every: 7, bytes: 300, final_bytes: 300, overlap: 1, save_every: "5"}}
 run: {{threads: 1}}
 """
-DATA = ROOT / "engine" / "generate"
+DATA = ROOT / "engine" / "train" / "[bgs]*.py"  # a corpus of some twenty steps
 
 
 def recipe(*overrides: str, data: object = DATA):
@@ -69,6 +70,27 @@ def test_resume_is_the_run_that_never_stopped(tmp_path, optimizer, stopped):
     train(tmp_path, "stopped", name, resume=True)
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
     assert len(outcome(tmp_path / "whole")[2]) == 24 + 4 + 1
+
+
+def test_a_plan_that_bends_the_fall_is_resumed_too(tmp_path, monkeypatch):
+    """From before it and from after it; the rate goes on from where it was."""
+    plans = [Plan(at=4, steps=24, seconds_per_step=1)]
+    plans += [Plan(at=14, steps=19, seconds_per_step=2, bends=True)]
+
+    class Written(Planner):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.plans = plans
+
+    monkeypatch.setattr("engine.train.run.Planner", Written)
+    given = ["train.steps=0", "data.seq_len=8", "train.batch_size=8"]
+    train(tmp_path, "whole", *given)
+    for stopped in (13, 17):
+        train(tmp_path, f"stopped{stopped}", *given, until=stopped)
+        train(tmp_path, f"stopped{stopped}", *given, resume=True)
+        assert outcome(tmp_path / f"stopped{stopped}") == outcome(tmp_path / "whole")
+    rates = [row["lr"] for row in outcome(tmp_path / "whole")[2] if "lr" in row]
+    assert rates[11:] == pytest.approx([1, 1, *(twelfth / 12 for twelfth in (11, 10, 8, 6, 4, 2))])
 
 
 @pytest.mark.parametrize("lost", ["momentum", "position", "random"])
