@@ -84,6 +84,7 @@ def configs(draw) -> ModelConfig:
     n_kv_heads = draw(st.integers(1, 3))
     head_dim = 2 * draw(st.integers(1, 6))
     rotary_dim = draw(st.sampled_from([head_dim, 2]))
+    norm = draw(st.sampled_from(["rmsnorm", "layernorm"]))
     return ModelConfig(
         vocab_size=draw(st.integers(1, 50)),
         d_model=draw(st.integers(2, 24)),
@@ -93,9 +94,9 @@ def configs(draw) -> ModelConfig:
         head_dim=head_dim,
         d_ff=draw(st.integers(0, 40)),
         max_seq_len=draw(st.integers(1, 30)),
-        norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
+        norm=norm,
         norm_eps=draw(st.sampled_from([1e-6, 1e-5, 0.1])),
-        norm_offset=draw(st.booleans()),
+        norm_offset=norm == "rmsnorm" and draw(st.booleans()),
         norm_placement=draw(st.sampled_from(["pre", "post", "sandwich"])),
         qk_norm=draw(st.sampled_from(["none", "head", "width"])),
         position=draw(st.sampled_from(["rope", "learned", "none"])),
