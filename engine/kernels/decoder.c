@@ -352,13 +352,15 @@ static void attend(const model *m, const cache *c, const batch *b, const workspa
         widen(m, c, l, block_at(m, c, l, b->row[tl->first], head, block), keys, values, wide);
         long r = 0;
         for (; r + 4 <= rows; r += 4) score(4, &q, r, keys, H, scores + r * BLOCK);
-        for (; r < rows; r++) score(1, &q, r, keys, H, scores + r * BLOCK);
+        if (rows - r == 3) score(3, &q, r, keys, H, scores + r * BLOCK);
+        else for (; r < rows; r++) score(1, &q, r, keys, H, scores + r * BLOCK);
         for (r = 0; r < rows; r++)
             weigh(m, window, first + r / group, block, scores + r * BLOCK, most + r, total + r,
                   gathered + r * wide, wide);
         for (r = 0; r + 4 <= rows; r += 4)
             gather(4, scores + r * BLOCK, values, wide, gathered + r * wide);
-        for (; r < rows; r++) gather(1, scores + r * BLOCK, values, wide, gathered + r * wide);
+        if (rows - r == 3) gather(3, scores + r * BLOCK, values, wide, gathered + r * wide);
+        else for (; r < rows; r++) gather(1, scores + r * BLOCK, values, wide, gathered + r * wide);
     }
     for (long r = 0; r < rows; r++) {
         long t = tl->first + r / group, n = head * group + r % group;
