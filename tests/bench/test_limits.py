@@ -1,5 +1,6 @@
 """What rows about answering measure: surprise, agreement, a first byte, seconds beside seconds."""
 
+import copy
 import json
 import math
 import sys
@@ -18,7 +19,8 @@ from tests.conftest import make_model
 @pytest.fixture
 def model(monkeypatch, tokenizer):
     model = make_model()
-    monkeypatch.setattr(lm_side, "load", lambda folder, dtype: (TorchDecoder(model), tokenizer))
+    own = copy.copy(tokenizer)  # whose ends are taken away
+    monkeypatch.setattr(lm_side, "load", lambda folder, dtype: (TorchDecoder(model), own))
     monkeypatch.setattr(
         lm_side, "prompt_of", lambda depth, row=0: [(7 * i + row) % 399 for i in range(depth)]
     )
