@@ -61,7 +61,7 @@ class _File:
                 if copied and worth_copying(len(self._bytes)):
                     self._bytes = large_memory(len(self._bytes))
                     file.seek(0)
-                    if file.readinto(self._bytes) < len(self._bytes):
+                    if file.readinto(self._bytes.data) < len(self._bytes):
                         raise OSError("it became shorter while it was read")
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error!s:.200}") from None

@@ -8,6 +8,7 @@
 #include "matrix.h"
 
 enum { STEPS = HALF / 4, STEP = LANES * 4 };  /* a step is 64 bytes of weights */
+enum { AHEAD = 1024 };                  /* bytes of weights that are asked for before their turn */
 enum { TALL = 4, WIDE = 2, MANY = 8 };  /* the largest tiles: plain rows × 4, panels × 8 tokens */
 
 /* Round 64 numbers of a token to bytes, in two halves: scale = largest / 127. */
@@ -47,6 +48,7 @@ INLINE void tile_bytes(const int P, const int N, const matrix *m, const uint8_t 
         for (long s = 0; s < many; s++)
             EACH(p, P) {
                 ivec q = load_int(w + p * panel + s * STEP);
+                __builtin_prefetch(w + p * panel + s * STEP + AHEAD);
                 EACH(n, N)
                     acc[p][n] = dot(acc[p][n], q, word(bytes + n * x->width + 4 * s));
             }
@@ -70,6 +72,7 @@ INLINE void tile_nibbles(const int P, const int N, const matrix *m, const uint8_
         EACH(c, 4)
             EACH(p, P) {
                 ivec pair = load_int(w + p * panel + c * STEP);
+                __builtin_prefetch(w + p * panel + c * STEP + AHEAD);
                 ivec low = pair & 0x0f0f0f0f, high = (pair >> 4) & 0x0f0f0f0f;
                 EACH(n, N) {
                     const int8_t *b = bytes + n * x->width + 8 * c;
