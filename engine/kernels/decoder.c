@@ -20,7 +20,7 @@ static int thread(void) { return 0; }
 static int team(void) { return 1; }
 #endif
 
-enum { BLOCK = 64, VECS = BLOCK / LANES, TILE = 16 };       /* TILE: queries that share a key */
+enum { BLOCK = 64, VECS = BLOCK / LANES, TILE = 32 };       /* TILE: queries that share a key */
 enum { PANELS = GROUP / LANES, MLP_TOKENS = 64, TALL = 4 }; /* of what one piece of work takes */
 enum { FEW = 8, AHEAD = 2048 };
 enum { SWIGLU, GEGLU, GEGLU_TANH, GELU, GELU_TANH, RELU2 };
@@ -273,7 +273,7 @@ INLINE void score(const int R, const int format, const float *q, const char *key
         EACH(i, VECS) acc[r][i] = all(0);
     for (long h = 0; h < H; h++) {
         vec k[VECS];
-        ask_ahead(keys + h * BLOCK * size, BLOCK * size);
+        if (format == PLAIN16) ask_ahead(keys + h * BLOCK * size, BLOCK * size);
         EACH(i, VECS) k[i] = load_kept(format, keys + (h * BLOCK + i * LANES) * size);
         EACH(r, R) {
             vec x = all(q[r * H + h]);
@@ -293,7 +293,7 @@ INLINE void gather_columns(const int R, const int W, const int format, const flo
         EACH(i, W) acc[r][i] = all(0);
     for (long s = 0; s < BLOCK; s++) {
         vec v[4];
-        ask_ahead(values + (s * wide + h) * size, W * LANES * size);
+        if (format == PLAIN16) ask_ahead(values + (s * wide + h) * size, W * LANES * size);
         EACH(i, W) v[i] = load_kept(format, values + (s * wide + h + i * LANES) * size);
         EACH(r, R) {
             vec x = all(weights[r * BLOCK + s]);
@@ -355,13 +355,16 @@ static gathering gathering_at(const model *m, long rows, float *at) {
 }
 
 __attribute__((noinline)) static void merge(long rows, long wide, gathering to, gathering part) {
-    for (long r = 0; r < rows; r++) {
-        float most = to.most[r] > part.most[r] ? to.most[r] : part.most[r];
-        vec old = exponential(all(to.most[r] - most)), new = exponential(all(part.most[r] - most));
-        to.most[r] = most;
-        to.total[r] = to.total[r] * old[0] + part.total[r] * new[0];
-        for (long h = r * wide; h < (r + 1) * wide; h += LANES)
-            store(to.values + h, load(to.values + h) * old + load(part.values + h) * new);
+    for (long r = 0; r < rows; r += LANES) {
+        long left = rows - r;
+        vec most = load_some(to.most + r, left), other = load_some(part.most + r, left);
+        vec top = greater(most, other), old = exponential(most - top), new = exponential(other - top);
+        vec total = load_some(to.total + r, left) * old + load_some(part.total + r, left) * new;
+        store_some(to.most + r, top, left);
+        store_some(to.total + r, total, left);
+        for (long i = 0; i < left && i < LANES; i++)
+            for (long h = (r + i) * wide; h < (r + i + 1) * wide; h += LANES)
+                store(to.values + h, load(to.values + h) * old[i] + load(part.values + h) * new[i]);
     }
 }
 
