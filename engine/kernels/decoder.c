@@ -15,9 +15,15 @@
 #include <omp.h>
 static int thread(void) { return omp_get_thread_num(); }
 static int team(void) { return omp_get_num_threads(); }
+/* How loops share their pieces: large ones first, which costs the fewest questions, or one by one,
+ * which waits for no thread that is slow. */
+static void share(int large_first) {
+    omp_set_schedule(large_first ? omp_sched_guided : omp_sched_dynamic, 1);
+}
 #else
 static int thread(void) { return 0; }
 static int team(void) { return 1; }
+static void share(int large_first) { (void)large_first; }
 #endif
 
 enum { BLOCK = 64, VECS = BLOCK / LANES, TILE = 32 };       /* TILE: queries that share a key */
@@ -535,14 +541,9 @@ typedef struct {
 
 /* Some products of the same tokens, shared among the threads in pieces of some panels. */
 static void multiply(const job *jobs, int count, const tokens *x, long many) {
-    long pieces[4], total = 0, all = 0, size = PANELS;
-    for (int i = 0; i < count; i++) all += up(jobs[i].m->rows, LANES);
-    if (many <= FEW) {  /* as many pieces as leave no thread waiting for the last of another */
-        size = all / (16 * team()) & ~1L;
-        if (size < 2) size = 2;
-    }
+    long pieces[4], total = 0, size = many > FEW ? PANELS : 2;
     for (int i = 0; i < count; i++) total += pieces[i] = up(jobs[i].m->rows, LANES * size);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(runtime)
     for (long piece = 0; piece < total; piece++) {
         long at = piece;
         const job *j = jobs;
@@ -566,11 +567,11 @@ static void run_layer(const model *m, const cache *c, const batch *b, const work
 #pragma omp for
         for (long i = 0; i < T * m->K; i++) keep_head(m, c, b, w, l, i / m->K, i % m->K);
     }
-    long share = w->alone ? team() : 1;
-#pragma omp for schedule(dynamic)
-    for (long i = w->tile_count * m->K * share - 1; i >= 0; i--) {
-        long head = i / share;
-        attend(m, c, b, w, l, w->tiles + head / m->K, head % m->K, i % share, share);
+    long pieces = w->alone ? team() : 1;
+#pragma omp for schedule(runtime)
+    for (long i = w->tile_count * m->K * pieces - 1; i >= 0; i--) {
+        long head = i / pieces;
+        attend(m, c, b, w, l, w->tiles + head / m->K, head % m->K, i % pieces, pieces);
     }
     if (!is_plain(&at->o) && !rounds_heads(m, at)) {
 #pragma omp for
@@ -579,9 +580,9 @@ static void run_layer(const model *m, const cache *c, const batch *b, const work
     multiply(&o, 1, &w->mixed, T);
     EACH_TOKEN(t, T) add_and_norm(m, w, &at->attention_out, &at->mlp_in, &at->up, t);
     meet(w);
-    long parts = up(T, MLP_TOKENS), pieces = w->wide.width / GROUP * parts;
-#pragma omp for schedule(dynamic)
-    for (long i = 0; i < pieces; i++) {
+    long parts = up(T, MLP_TOKENS), groups = w->wide.width / GROUP;
+#pragma omp for schedule(runtime)
+    for (long i = 0; i < groups * parts; i++) {
         long t = i % parts * MLP_TOKENS, left = T - t;
         widen_mlp(m, at, w, i / parts, t, left < MLP_TOKENS ? left : MLP_TOKENS);
     }
@@ -623,6 +624,7 @@ static void cut(const batch *b, workspace *w) {
 void forward(const model *m, const cache *c, const batch *b, char *work, int64_t room,
              int64_t blocks, float *logits, int threads) {
     int alone = b->many <= FEW;
+    share(alone);
 #pragma omp parallel num_threads(threads)
     {
         workspace mine, *w = &mine;
