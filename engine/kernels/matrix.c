@@ -120,6 +120,7 @@ INLINE void tile_plain(const int format, const int R, const int N, const matrix 
         EACH(n, N) a[n] = load(from + n * x->width + k);
         EACH(r, R) {
             vec b = load_plain(format, w + r * K * size, k);
+            __builtin_prefetch(w + r * K * size + k * size + 4 * AHEAD);
             EACH(n, N) acc[r][n] += b * a[n];
         }
     }

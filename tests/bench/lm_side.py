@@ -23,7 +23,7 @@ import numpy as np
 from cli.options import cache_folder
 from engine.config import SampleConfig
 from engine.generate.decode import generate, prefill
-from engine.generate.decoder import Cache, Decoder, Run
+from engine.generate.decoder import Cache, Decoder, Run, Weighed
 from engine.generate.load import load_decoder
 from engine.text.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ def prompt_of(depth: int, row: int = 0) -> list[int]:
     return [20 + (7919 * place + 101 * row) % 40_000 for place in range(depth)]
 
 
-def load(folder: str, dtype: str) -> tuple[Decoder, Tokenizer]:
+def load(folder: str, dtype: str) -> tuple[Weighed, Tokenizer]:
     """Load a model as `lm generate` does."""
     return load_decoder(Path(folder), device="cpu", dtype=dtype, cache=cache_folder())
 
@@ -105,17 +105,10 @@ def share(folder: str, dtype: str, new: int, repeats: int) -> dict:
     """Time decoding, and plain reads of as many bytes, in turn."""
     from engine.hardware import use_threads
     from engine.machine import memory_bandwidth
-    from engine.matrices import read_matrices
-    from engine.quantize import Matrix
 
     decoder, tokenizer = load(folder, dtype)
     tokenizer.ends = frozenset()
-    matrices = read_matrices(Path(folder), decoder.config, dtype)
-    # The embedding is looked up, not read, unless it is the head as well.
-    skipped = "" if decoder.config.tie_embeddings else "embed_tokens.weight"
-    read = sum(m.bytes for name, m in matrices.items() if isinstance(m, Matrix) and name != skipped)
-    cache, threads = decoder.cache(DEPTH + new), use_threads(0)
-    read += cache.bytes * (DEPTH + new // 2) // cache.capacity
+    read, threads = decoder.bytes_read(DEPTH + new // 2), use_threads(0)
     found: dict[str, list[float]] = {"decode": [], "read": []}
     for _ in range(1 + repeats):
         found["decode"].append(_alone(decoder, tokenizer, DEPTH, new, 1)[1])
