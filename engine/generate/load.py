@@ -130,8 +130,8 @@ def _native(
 ) -> tuple[NativeDecoder, Tokenizer]:
     """Map the weights and hand them to our own C."""
     config = read_config(folder)
+    weights = read_matrices(folder, config, FORMATS[dtype])  # they come while the tokenizer is read
     tokenizer = tokenizer_of(folder, config)
-    weights = read_matrices(folder, config, FORMATS[dtype])
     if layers:
         config = _shorter(config, layers)
     kv = "fp16" if kv == "auto" else kv
