@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from engine.errors import CheckpointError
 
-CHARSMAP = re.compile(r'"precompiled_charsmap"\s*:\s*"([A-Za-z0-9+/]{8})([A-Za-z0-9+/=]*)"')
+CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([A-Za-z0-9+/]{8})([A-Za-z0-9+/=]*)"')
 GROWTH = 1000  # how much longer a normalizer may make a text; published ones at most triple it
 HIGHEST = 1 << 22  # ids a vocabulary may span; published ones stay below a million
 
@@ -55,7 +55,7 @@ def hushed() -> Iterator[None]:
         os.close(kept)
 
 
-def parse(definition: str) -> FastTokenizer:
+def parse(definition: bytes) -> FastTokenizer:
     """Read the content of a tokenizer.json.
 
     Raises: CheckpointError if it is malformed or would make any text explode.
@@ -66,7 +66,7 @@ def parse(definition: str) -> FastTokenizer:
         if size > len(head + rest) * 3 // 4:
             raise CheckpointError("its precompiled_charsmap is cut short; use another copy")
     with fenced("it is not a tokenizer.json"):
-        inner = FastTokenizer.from_str(definition)
+        inner = FastTokenizer.from_buffer(definition)
     growth = 1
     for step in steps(state(inner.normalizer)):
         growth *= max(1, len(step.get("content", "")))
@@ -77,12 +77,38 @@ def parse(definition: str) -> FastTokenizer:
     return inner
 
 
+def shorter(definition: str) -> str:
+    """Write a tokenizer.json with its merges as "a b", not as pairs: it loads in half the time.
+
+    Returned as it is where a merge would then be read otherwise: one with a space in it, or like
+    the heading of a file of merges.
+    """
+    spec = json.loads(definition)
+    merges = spec["model"].get("merges")
+    if not isinstance(merges, list) or not all(map(_can_be_text, merges)):
+        return definition
+    spec["model"]["merges"] = [" ".join(pair) for pair in merges]
+    return json.dumps(spec, ensure_ascii=False)
+
+
+def _can_be_text(merge: object) -> bool:
+    """Tell whether a merge is a pair that means the same with a space between."""
+    match merge:
+        case [str(left), str(right)]:
+            return " " not in left + right and not left.startswith("#version")
+    return False
+
+
 def span(inner: FastTokenizer) -> int:
     """Return how many ids there are up to the highest; some may have no token.
 
     Raises: CheckpointError if they are too many.
     """
-    highest = max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
+    count = inner.get_vocab_size(with_added_tokens=True)
+    if None not in map(inner.id_to_token, range(min(count, HIGHEST))):
+        highest = count - 1  # so many tokens for so many ids leave none for another
+    else:
+        highest = max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= HIGHEST:
         raise CheckpointError(f"it has a token with the id {highest}; use another copy")
     return highest + 1

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from engine.config import TokenizerConfig
 from engine.errors import CheckpointError, DataError
 from engine.files import write_whole
-from engine.text.library import fenced, hushed, parse, span, state, steps, variant
+from engine.text.library import fenced, hushed, parse, shorter, span, state, steps, variant
 from engine.text.pieces import read_decoder
 from engine.text.settings import Settings, read_settings
 
@@ -294,7 +294,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """Return the tokenizer's definition, the content of a tokenizer.json."""
-        return self.inner.to_str(pretty=True)
+        return shorter(self.inner.to_str())
 
     def save(self, folder: Path, max_seq_len: int) -> None:
         """Write tokenizer.json, its settings and the chat template, as Hugging Face folders do.
@@ -383,8 +383,8 @@ def load_tokenizer(path: Path, exact: bool = False) -> Tokenizer:
     # Only under its usual name does the file belong to what stands beside it.
     settings = read_settings(file.parent) if file.name == "tokenizer.json" else None
     try:
-        definition = file.read_bytes().decode()
-    except (OSError, ValueError) as error:
+        definition = file.read_bytes()
+    except OSError as error:
         raise CheckpointError(f"{file} is not a tokenizer.json: {error}") from None
     try:
         with hushed():

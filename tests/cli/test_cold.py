@@ -128,6 +128,7 @@ def test_generating_needs_no_torch_until_it_is_chosen():
 # What a plain greedy answer by our own C has no use for; some of it comes with numpy or typer.
 UNNEEDED = {
     *("torch", "yaml", "jinja2", "numpy.random", "secrets", "logging", "concurrent.futures"),
+    *("rich", "cli.commands.bench", "cli.commands.chat", "cli.commands.train", "cli.training"),
     *("cli.chat", "cli.drafting", "cli.inputs", "engine.recipe", "engine.text.chat"),
     *("engine.generate.session", "engine.generate.speculate", "engine.generate.prefixes"),
 }
@@ -179,3 +180,26 @@ def test_what_more_is_asked_for_is_imported_then(answering):
     assert "numpy.random" in answering("--temperature", "1")
     guessing = answering("--temperature", "0", "--draft", "lookup", "--prefix-cache")
     assert guessing >= {"engine.generate.speculate", "engine.generate.prefixes", "cli.drafting"}
+
+
+def test_openblas_does_not_spin_beside_us():
+    """It reads how long its threads wait as NumPy is imported: the program must say so before."""
+    code = """
+import os, sys
+from cli.main import main
+sys.argv = ["lm", "--version"]
+try:
+    main()
+finally:
+    print(os.environ["OPENBLAS_THREAD_TIMEOUT"], "numpy" in sys.modules)
+"""
+    for theirs, expected in ({}, "4"), ({"OPENBLAS_THREAD_TIMEOUT": "20"}, "20"):
+        process = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={"PYTHONPATH": str(ROOT), "PATH": ""} | theirs,
+            check=True,
+            timeout=60,
+        )
+        assert process.stdout.splitlines()[-1].split() == [expected, "False"]

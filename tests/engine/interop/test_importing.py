@@ -70,6 +70,17 @@ def test_an_imported_folder_computes_the_same(shape, shard_bytes, tmp_path, toke
     assert sample_defaults(tmp_path / "out").temperature == 0.7
 
 
+def test_an_imported_tokenizer_loads_fast(tmp_path, tokenizer):
+    """Published ones hold merges as pairs today, which take twice as long to read."""
+    folder = write_folder(tmp_path / "m", tokenizer)
+    (folder / "tokenizer.json").write_text(tokenizer.inner.to_str(), encoding="utf-8")
+    pairs, texts = (
+        json.loads((place / "tokenizer.json").read_bytes())["model"]["merges"]
+        for place in (folder, imported(folder, tmp_path / "out"))
+    )
+    assert isinstance(pairs[0], list) and texts == [" ".join(pair) for pair in pairs]
+
+
 def test_what_comes_of_it_is_told(tmp_path, tokenizer):
     folder = write_folder(tmp_path / "m", tokenizer)
     *steps, result = bring_in(open_source(folder), tmp_path / "out", "hf:org/name")
