@@ -18,7 +18,7 @@ from engine.adapter_config import holder
 from engine.config import SampleConfig
 from engine.errors import CheckpointError, DataError, RecipeError
 from engine.generate.decode import fit_prompt, generate, prefill
-from engine.generate.decoder import Decoder
+from engine.generate.decoder import Weighed
 from engine.generate.load import first_build, load_decoder
 from engine.generate.writer import Token
 from engine.peak import peak_memory
@@ -205,7 +205,7 @@ def load_for(
     kv: str = "auto",
     layers: int = 0,
     quiet: bool = False,
-) -> tuple[Decoder, Tokenizer]:
+) -> tuple[Weighed, Tokenizer]:
     """Load a model to generate with, as every command does."""
     cache = cache_folder()
     if doing := first_build(folder, device, kernels, cache):
@@ -223,7 +223,7 @@ def load_for(
 
 def load_both(
     folder: Path, how: dict[str, Any], draft: str | None, most: int | None, quiet: bool
-) -> tuple[Decoder, Tokenizer, "Guesser | None"]:
+) -> tuple[Weighed, Tokenizer, "Guesser | None"]:
     """Load a model and what guesses ahead of it, if anything."""
     if draft == "":
         raise RecipeError("--draft names nothing; give it lookup, layers:N or a checkpoint")

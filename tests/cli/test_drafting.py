@@ -21,6 +21,7 @@ def place(tmp_path_factory, tokenizer):
         ("tiny", tokenizer, {}),
         ("small", tokenizer, {"n_layers": 1, "d_model": 16}),
         ("foreign", other, {}),
+        ("large", tokenizer, {"n_layers": 3}),
     ):
         write_folder(folder / "sources" / name, words, max_seq_len=512, **shape)
         imported(folder / "sources" / name, folder / "checkpoints" / name)
@@ -60,6 +61,8 @@ def test_the_text_is_the_same_and_the_figures_are_told(draft, generate):
         (["--draft", "layers:x"], 2, "layers:N"),
         (["--draft", "nobody"], 3, "nobody"),
         (["--draft", "foreign"], 3, "vocabulary is not that of the model"),
+        (["--draft", "large"], 2, " a token where the model reads "),
+        (["--draft", "tiny"], 2, "no guess could save time; take a smaller draft, or lookup"),
         (["--draft-tokens", 3], 2, "add --draft"),
         (["--draft", "lookup", "--draft-tokens", 0], 2, "draft-tokens"),
     ],
