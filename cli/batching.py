@@ -270,6 +270,4 @@ class Progress:
 
     def _state(self) -> str:
         rate = self.totals.made / max(time.perf_counter() - self._began, 1e-9)
-        return (
-            f"{self.ok:,} ok, {self.failed:,} failed · {self.totals.made:,} tok {rate:,.0f} tok/s"
-        )
+        return f"{self.ok:,} ok, {self.failed:,} failed · {self.totals.made:,} tok at {rate:,.0f}/s"

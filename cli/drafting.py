@@ -54,14 +54,15 @@ def as_fields(report: Speculated) -> dict[str, Any]:
     return dataclasses.asdict(report) | {"accepted_per_forward": report.accepted_per_forward}
 
 
-def as_words(report: Speculated) -> str:
-    """Return what the line of statistics says of it."""
-    if not report.guessed:
-        return f"{report.guesser}: nothing guessed" + (f", {report.off}" if report.off else "")
-    parts = [
-        f"{report.guesser}: {report.accepted:,} of {report.guessed:,} guesses right",
-        f"{report.accepted_per_forward:.1f} a pass",
-    ]
-    if report.real is not None:
-        parts.append(f"{report.real:.2f}× as fast, {report.expected:.2f}× expected")
-    return ", ".join([*parts, report.off] if report.off else parts)
+def as_words(report: Speculated) -> list[str]:
+    """Return what the statistics say of it, fact by fact."""
+    if report.guessed:
+        facts = [
+            f"{report.guesser}: {report.accepted:,} of {report.guessed:,} guesses right",
+            f"{report.accepted_per_forward:.1f} a pass",
+        ]
+    else:
+        facts = [f"{report.guesser}: nothing guessed"]
+    if report.guessed and report.real is not None:
+        facts.append(f"{report.real:.2f}× as fast, {report.expected:.2f}× expected")
+    return [*facts, report.off] if report.off else facts

@@ -41,8 +41,9 @@ def generate(run, place):
 def test_the_text_is_the_same_and_the_figures_are_told(draft, generate):
     plain, found = generate(), generate("--draft", draft)
     assert found.code == 0 and found.out == plain.out
-    *_, stats, guesses = found.err.splitlines()
-    assert "tok/s" in stats and guesses.startswith(f"{draft}: ")
+    stats, guesses = found.err.split(f"\n{draft}: ")
+    assert "tok/s" in stats and " guesses right · " in guesses
+    assert all(len(line) <= 80 for line in found.err.splitlines())
     rows = generate("--draft", draft, "--draft-tokens", 3, "-n", 2, "--json").out.splitlines()
     for row in map(json.loads, rows):
         assert row["text"] == plain.out.removesuffix("\n")
