@@ -31,6 +31,7 @@ from cli.commands import (
     train_tokenizer,
     verify,
 )
+from cli.panels import grouped
 from cli.render import say, silence
 from engine.errors import EngineError, ResourceError
 
@@ -54,6 +55,7 @@ COMMANDS = {
     "plot": plot.plot,
     "doctor": doctor.doctor,
 }
+SHAPES = {"generate": grouped(generate.PANELS)}
 GROUPS = {"recipes": recipes.app, "data": data.app, "bench": bench.app, "cache": cache.app}
 
 
@@ -75,7 +77,7 @@ def program(asked: str = "") -> typer.Typer:
     asked = asked if asked in COMMANDS or asked in GROUPS else ""
     for name, function in COMMANDS.items():
         if asked in ("", name):
-            app.command(name)(function)
+            app.command(name, cls=SHAPES.get(name))(function)
     for name, group in GROUPS.items():
         if asked in ("", name):
             app.add_typer(group, name=name)

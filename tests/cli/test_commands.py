@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.commands import generate
 from tests.conftest import Result, command_environment
 
 
@@ -92,6 +93,22 @@ def test_generate_json_says_everything(lm, folder):
         assert all(len(entry["top"]) == 3 for entry in row["logprobs"])
     alone = json.loads(lm(folder, *words[:4], "--seed", 6, "--json", "--max-tokens", 6).out)
     assert alone["tokens"] == rows[1]["tokens"]
+
+
+def test_every_option_of_generate_stands_in_one_group(run):
+    text = run("generate", "--help").out
+    groups = dict.fromkeys(["Arguments", *generate.PANELS], "")
+    heading = ""
+    for line in text.splitlines():
+        if line.removesuffix(":") in groups:
+            heading = line.removesuffix(":")
+        elif heading:
+            groups[heading] += line + "\n"
+    assert groups["Arguments"].split()[0] == "prompt" and "--" not in groups["Arguments"]
+    assert "--top-k" in groups["Sampling"] and "--draft" in groups["Speed"]
+    options = re.findall(r"^  (?:-\w, )?(--?[\w-]+)", "".join(groups.values()), re.MULTILINE)
+    names = " ".join(generate.PANELS.values()).split()
+    assert len(options) == len(set(options)) == len(names) == len(set(names))
 
 
 def test_statistics_fit_a_terminal(lm, folder):
