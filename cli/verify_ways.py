@@ -93,7 +93,8 @@ class _Torch:
         """Compare the last logits of a text, or note why not."""
         name = decoder.name
         kind, precision = name.split()
-        self._stored = self._stored or precision
+        if self.request.how["dtype"] == "auto":
+            self._stored = self._stored or precision
         if why := self._without(kind, precision, decoder):
             self.said[name] = f"not compared: {why}"
             return
