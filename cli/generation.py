@@ -113,9 +113,7 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
         stats.append(f"a prompt below {prefixes.least(decoder)} tok is not kept")
     say_facts([*stats, decoder.name, f"seed {seed}"], quiet)
     if guesser:
-        from cli.drafting import as_words
-
-        say_facts(as_words(guesser.pace.report(guesser.name)), quiet)
+        _say_guesses(guesser, quiet)
     if prefixes:
         prefixes.store(decoder, cache, 0, prompt)
 
@@ -285,6 +283,12 @@ def result_of(tokens: list[Token], tokenizer: Tokenizer) -> dict[str, Any]:
             for token in tokens
         ]
     return result
+
+
+def _say_guesses(guesser: "Guesser", quiet: bool) -> None:
+    from cli.drafting import as_words
+
+    say_facts(as_words(guesser.pace.report(guesser.name)), quiet)
 
 
 def _guessing(guesser: "Guesser | None") -> dict[str, Any]:

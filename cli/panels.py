@@ -10,6 +10,8 @@ def grouped(panels: Mapping[str, str]) -> type[TyperCommand]:
     """Return a kind of command whose help shows its options so: a heading, names of parameters."""
 
     class Grouped(TyperCommand):
+        """A command with its options in groups."""
+
         def format_options(self, ctx: Any, formatter: Any) -> None:
             """Write arguments, then each group in its order."""
             found = {param.name: param for param in self.get_params(ctx)}
