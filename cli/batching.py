@@ -1,28 +1,25 @@
 """`lm generate --batch`: a file of requests in, a file of answers out, line for line, resumable."""
 
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
-import os
 import secrets
 import signal
-import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from cli.batch_lines import Defaults, name_of, parse, read_lines, read_request
+from cli.batch_output import Failed, opened, refuse_itself, replaced, write, written
 from cli.generation import Request, load_for, read_prompt, result_of, settle
 from cli.inputs import STDIN, Source
-from cli.render import emit_bytes, say
-from engine.errors import DataError, InputError, LimitError, RecipeError, ResourceError
+from cli.render import say
+from engine.errors import InputError, LimitError, RecipeError
 from engine.generate.decode import fit_prompt
 from engine.generate.decoder import Decoder
 from engine.generate.schedule import PIECE, Finished, Job, Totals, complete
@@ -148,28 +145,36 @@ def answer_lines(
     out = None if out is None or str(out) == STDIN else out
     if resume and (force or out is None):
         raise RecipeError("--resume goes on with the file that -o names, which --force would empty")
-    _refuse_itself(source, out)
+    refuse_itself(source, out)
     lines = read_lines(source)
     lines = itertools.chain([next(lines)], lines)  # what is no batch at all ends here
     with ExitStack() as stack:
-        output = stack.enter_context(_opened(out, resume, force)) if out else None
+        output = stack.enter_context(opened(out, resume, force)) if out else None
         decoder, tokenizer = load_for(defaults.request.folder, **defaults.request.how, quiet=quiet)
         maker = Maker(defaults, decoder, tokenizer, stack)
         progress = Progress(quiet, alone=bool(output) or not sys.stdout.isatty())
+        failed: Failed = {}
         if output and resume:
-            for record in _written(output, lines, maker):
+            for record in written(output, lines, maker, failed):
                 progress.count(record)
-            progress.before = progress.ok + progress.failed
-        jobs = (maker.job(number, line) for number, line in lines)
+            progress.before = progress.ok
         # Torch rounds differently when a prompt is cut elsewhere.
         grid = PIECE if decoder.name.startswith("torch") else 1
-        answers = complete(
-            decoder, tokenizer, jobs, rows, grid=grid, totals=progress.totals, watch=progress.show
-        )
+
+        def answers(lines: Iterable[tuple[int, bytes]]) -> Iterator[dict[str, Any]]:
+            """Yield the record of each line."""
+            jobs = (maker.job(number, line) for number, line in lines)
+            how: dict[str, Any] = {"totals": progress.totals, "watch": progress.show}
+            for finished in complete(decoder, tokenizer, jobs, rows, grid=grid, **how):
+                yield _record(finished, tokenizer)
+
         with _interruptible(progress, out):
-            for finished in answers:
-                record = _record(finished, tokenizer)
-                _write(output, record)
+            if output and failed:
+                again = dict(zip(failed, answers(failed.values()), strict=True))
+                output = stack.enter_context(replaced(output, again))
+                progress.recount(again.values())
+            for record in answers(lines):
+                write(output, record)
                 progress.count(record)
     progress.close(maker.seed)
     if progress.failed:
@@ -190,79 +195,6 @@ def _interruptible(progress: "Progress", out: Path | None) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _refuse_itself(source: Source, out: Path | None) -> None:
-    """Refuse to write the file that is read. Raises: RecipeError."""
-    try:
-        read = source.path.stat() if source.path else os.fstat(0)
-        written = out.stat() if out else os.fstat(1)
-    except OSError:  # what is not there is no file twice
-        return
-    if stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
-        name = out or "standard output"
-        raise RecipeError(f"{name}: is the input itself; choose another file with -o")
-
-
-@contextmanager
-def _opened(out: Path, resume: bool, force: bool) -> Iterator[FileIO]:
-    """Open the output for this process alone, without a buffer: what is written is there.
-
-    Raises: RecipeError if something is there that nobody said what to do with.
-    """
-    try:
-        stream = FileIO(out, "a")  # empties nothing that another process may be writing
-    except OSError as error:
-        raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RecipeError(f"{out}: another process is writing it; wait for it") from None
-        held = os.fstat(stream.fileno()).st_size  # a device or a pipe has nothing to lose
-        if held and not (resume or force):
-            raise RecipeError(f"{out}: exists; --resume goes on with it, --force replaces it")
-        if held and force:
-            stream.truncate(0)
-        yield stream
-
-
-def _written(
-    output: FileIO, lines: Iterator[tuple[int, bytes]], maker: Maker
-) -> Iterator[dict[str, Any]]:
-    """Yield the lines of output that an earlier run wrote, taking as many of the input.
-
-    What follows the last whole line is cut off.
-
-    Raises: DataError if a line was made from another one or with other settings.
-    """
-    kept = 0
-    with Path(output.name).open("rb") as written:
-        for place, data in enumerate(written, start=1):
-            if not data.endswith(b"\n"):
-                break
-            where = f"{output.name}:{place}"
-            number, line = next(lines, (0, b""))
-            if not number:
-                raise DataError(f"{where}: has no line to answer; begin anew with --force")
-            try:
-                record = json.loads(data)
-                same = (record["line"], record["request"]) == (number, maker.digest(line))
-                if same:
-                    maker.learn(number, line, record)
-            except (ValueError, TypeError, KeyError, RecursionError, InputError):
-                raise DataError(
-                    f"{where}: is no line of a batch; begin anew with --force"
-                ) from None
-            if not same:
-                raise DataError(
-                    f"{where}: was made from another line than line {number} of the input, or with"
-                    " another model or settings; repeat those, or begin anew with --force"
-                )
-            kept += len(data)
-            yield record
-    output.truncate(kept)
-    output.seek(kept)
-
-
 def _record(finished: Finished, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what is written for a line."""
     key: Key = finished.key
@@ -275,25 +207,6 @@ def _record(finished: Finished, tokenizer: Tokenizer) -> dict[str, Any]:
         record |= result_of(tokens, tokenizer) | {"tokens": len(tokens), "seed": key.seed}
         record |= {"prompt_tokens": finished.prompt_tokens, "cut_prompt_tokens": key.cut}
     return record | {"request": key.digest}
-
-
-def _write(output: FileIO | None, record: dict[str, Any]) -> None:
-    """Write a line at once and whole. Raises: ResourceError if the disk refuses."""
-    try:
-        data = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, in an id
-        data = json.dumps(record).encode() + b"\n"
-    if output is None:
-        emit_bytes(data)
-        return
-    try:
-        while data:
-            data = data[output.write(data) :]
-    except OSError as error:
-        raise ResourceError(
-            f"{output.name}: cannot be written: {error.strerror or error}; make room, then go on"
-            " with --resume"
-        ) from None
 
 
 class Progress:
@@ -315,6 +228,12 @@ class Progress:
         self.ok += not failed
         if failed and self.failed <= NAMED:
             self.first.append(str(record["line"]))
+
+    def recount(self, records: Iterable[dict[str, Any]]) -> None:
+        """Count what lines that failed have become."""
+        self.failed, self.first = 0, []
+        for record in records:
+            self.count(record)
 
     def show(self, totals: Totals) -> None:
         """Say how far it is, if it is time to."""
@@ -351,6 +270,4 @@ class Progress:
 
     def _state(self) -> str:
         rate = self.totals.made / max(time.perf_counter() - self._began, 1e-9)
-        return (
-            f"{self.ok:,} ok, {self.failed:,} failed · {self.totals.made:,} tok {rate:,.0f} tok/s"
-        )
+        return f"{self.ok:,} ok, {self.failed:,} failed · {self.totals.made:,} tok at {rate:,.0f}/s"

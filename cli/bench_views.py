@@ -60,6 +60,7 @@ def show_tables(
         if table.row_count:
             out.print()
             out.print(table)
+    out.print("[dim]memory: the peak of this process, which has torch in it[/]", soft_wrap=False)
     for line in _cache_lines(results):
         out.print(line, soft_wrap=False)
     if money and money.offers:

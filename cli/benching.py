@@ -9,7 +9,7 @@ from typing import get_args
 
 from cli.bench_views import Money, check_picture, picture, show_json, show_tables
 from cli.options import cache_folder, load_recipe, the_model
-from cli.render import say
+from cli.render import count, say, size
 from engine.bench.cases import Case, Grid, What, expand, read_numbers, read_whats
 from engine.bench.measure import measure
 from engine.bench.price import BESIDE, offer
@@ -113,7 +113,9 @@ class _Findings:
         self.repetitions.setdefault(event.case, []).append(event)
         if event.number == repeats:
             who = f"{event.case.kernels} {event.case.dtype}"
-            say(f"{len(self.repetitions)}/{self.cases} {name}, {who}", quiet)
+            rate = Result(self.repetitions[event.case]).rate
+            speed = f"{size(rate)}/s" if event.case.what == "load" else f"{count(rate)} tok/s"
+            say(f"{len(self.repetitions)}/{self.cases} {name}, {who}: {speed}", quiet)
 
 
 @contextmanager

@@ -174,13 +174,13 @@ class Chat:
     def _stats(self, tokens: list[Token], began: float, reason: str) -> None:
         """Say how fast the answer came and what is left of the context."""
         first, last = tokens[0].time - began, tokens[-1].time - tokens[0].time
-        speed = f" {(len(tokens) - 1) / last:,.0f} tok/s" if last > 0 else ""
+        speed = f" at {(len(tokens) - 1) / last:,.0f} tok/s" if last > 0 else ""
         say(
             f"[{len(tokens):,} tok{speed}, first {first:.2f} s · {reason} · {self.budget()}]",
             self.quiet,
         )
         if guesser := self.session.guesser:
-            say(f"[{as_words(guesser.pace.report(guesser.name))}]", self.quiet)
+            say(f"[{', '.join(as_words(guesser.pace.report(guesser.name)))}]", self.quiet)
 
     def _reset(self, _: str) -> None:
         kept = [m for m in self.session.messages[:1] if m["role"] == "system"]

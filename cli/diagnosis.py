@@ -31,6 +31,7 @@ from engine.machine import (
     memory_bandwidth,
     stream_bytes,
 )
+from engine.matrices import stored_format
 
 WIDTH = 67  # of what stands beside a label
 
@@ -75,7 +76,9 @@ def diagnose(
     subject, name = _subject(folder, place)
     subject = dataclasses.replace(subject, kernels=kernels, library=library)
     total = sum(parameter.numel() for parameter in subject.model.parameters())
-    out(f"\nchecks on {name}, {count(total)} parameters in fp32", style="bold")
+    stored = stored_format(folder) if folder and not is_adapter(folder) else None
+    held = f"in {stored}, computed in fp32" if stored else "in fp32"
+    out(f"\nchecks on {name}, {count(total)} parameters {held}", style="bold")
     checks = []
     for check in examine(subject, compiler=cxx, slow=slow):
         checks.append(check)

@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from cli.options import the_model
-from engine.cost import parameters
+from cli.render import size
 from engine.errors import RecipeError
-from engine.generate.decoder import Decoder
+from engine.generate.decoder import Weighed
 from engine.generate.pace import MOST, Speculated
 from engine.generate.speculate import Draft, Guesser, PromptLookup, check_vocabulary
 from engine.text.tokenizer import Tokenizer
 
-Load = Callable[..., tuple[Decoder, Tokenizer]]
+Load = Callable[..., tuple[Weighed, Tokenizer]]
 
 
 def make_guesser(
-    draft: str, most: int | None, folder: Path, decoder: Decoder, tokenizer: Tokenizer, load: Load
+    draft: str, most: int | None, folder: Path, decoder: Weighed, tokenizer: Tokenizer, load: Load
 ) -> Guesser:
     """Return the guesser that --draft names, for the model loaded from a folder.
 
-    Raises: RecipeError for layers that the model lacks; CheckpointError for another vocabulary.
+    Raises: RecipeError for layers that the model lacks or a draft that cannot win; CheckpointError
+    for another vocabulary.
     """
     most = most or MOST
     if draft == "lookup":
@@ -37,8 +38,13 @@ def make_guesser(
         load = partial(load, the_model(draft))
     cheaper, its_tokenizer = load()
     check_vocabulary(tokenizer, its_tokenizer, draft)
-    cost = sum(parameters(cheaper.config).values()) / sum(parameters(decoder.config).values())
-    guesser = Draft(cheaper, most, cost)
+    its, ours = cheaper.bytes_read(0), decoder.bytes_read(0)
+    if its >= ours:
+        raise RecipeError(
+            f"--draft {draft}: reads {size(its)} a token where the model reads {size(ours)}, so no"
+            " guess could save time; take a smaller draft, or lookup"
+        )
+    guesser = Draft(cheaper, most, cost=its / ours)
     guesser.name = draft
     return guesser
 
@@ -48,14 +54,15 @@ def as_fields(report: Speculated) -> dict[str, Any]:
     return dataclasses.asdict(report) | {"accepted_per_forward": report.accepted_per_forward}
 
 
-def as_words(report: Speculated) -> str:
-    """Return what the line of statistics says of it."""
-    if not report.guessed:
-        return f"{report.guesser}: nothing guessed" + (f", {report.off}" if report.off else "")
-    parts = [
-        f"{report.guesser}: {report.accepted:,} of {report.guessed:,} guesses right",
-        f"{report.accepted_per_forward:.1f} a pass",
-    ]
-    if report.real is not None:
-        parts.append(f"{report.real:.2f}× as fast, {report.expected:.2f}× expected")
-    return ", ".join([*parts, report.off] if report.off else parts)
+def as_words(report: Speculated) -> list[str]:
+    """Return what the statistics say of it, fact by fact."""
+    if report.guessed:
+        facts = [
+            f"{report.guesser}: {report.accepted:,} of {report.guessed:,} guesses right",
+            f"{report.accepted_per_forward:.1f} a pass",
+        ]
+    else:
+        facts = [f"{report.guesser}: nothing guessed"]
+    if report.guessed and report.real is not None:
+        facts.append(f"{report.real:.2f}× as fast, {report.expected:.2f}× expected")
+    return [*facts, report.off] if report.off else facts

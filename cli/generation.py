@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.options import cache_folder, let_threads_sleep
-from cli.render import emit, emit_json, say
+from cli.render import emit, emit_json, say, say_facts
 from engine.adapter_config import holder
 from engine.config import SampleConfig
 from engine.errors import CheckpointError, DataError, RecipeError
 from engine.generate.decode import fit_prompt, generate, prefill
-from engine.generate.decoder import Decoder
+from engine.generate.decoder import Weighed
 from engine.generate.load import first_build, load_decoder
 from engine.generate.writer import Token
 from engine.peak import peak_memory
@@ -73,6 +73,7 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     cache = decoder.cache(room, rows=1 + several)
     prefixes = open_prefixes(request.folder, request.prefix_room, quiet)
     restored = prefixes.restore(decoder, cache, 0, prompt) if prefixes else 0
+    short = prefixes is not None and len(prompt) < prefixes.least(decoder)
     loaded = time.perf_counter()
     start = prefill(decoder, prompt, cache)
     reading = time.perf_counter() - loaded
@@ -81,6 +82,7 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
         "prompt_tokens": len(prompt),
         "cut_prompt_tokens": cut,
         "prefix_tokens": restored,
+        **({"prefix_too_short": short} if prefixes else {}),
         "settings": dataclasses.asdict(settings),
     }
     tokens: list[Token] = []
@@ -106,12 +108,12 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
     waited = None if first is None else first - began
     stats = _stats(tokens, len(prompt) - restored, reading, waited)
     if restored:
-        stats = f"prefix {restored:,} of {len(prompt):,} tok from cache · {stats}"
-    say(f"{stats} · {decoder.name} · seed {seed}", quiet)
+        stats.insert(0, f"prefix {restored:,} of {len(prompt):,} tok from cache")
+    if prefixes and short:
+        stats.append(f"a prompt below {prefixes.least(decoder)} tok is not kept")
+    say_facts([*stats, decoder.name, f"seed {seed}"], quiet)
     if guesser:
-        from cli.drafting import as_words
-
-        say(as_words(guesser.pace.report(guesser.name)), quiet)
+        _say_guesses(guesser, quiet)
     if prefixes:
         prefixes.store(decoder, cache, 0, prompt)
 
@@ -205,7 +207,7 @@ def load_for(
     kv: str = "auto",
     layers: int = 0,
     quiet: bool = False,
-) -> tuple[Decoder, Tokenizer]:
+) -> tuple[Weighed, Tokenizer]:
     """Load a model to generate with, as every command does."""
     cache = cache_folder()
     if doing := first_build(folder, device, kernels, cache):
@@ -223,7 +225,7 @@ def load_for(
 
 def load_both(
     folder: Path, how: dict[str, Any], draft: str | None, most: int | None, quiet: bool
-) -> tuple[Decoder, Tokenizer, "Guesser | None"]:
+) -> tuple[Weighed, Tokenizer, "Guesser | None"]:
     """Load a model and what guesses ahead of it, if anything."""
     if draft == "":
         raise RecipeError("--draft names nothing; give it lookup, layers:N or a checkpoint")
@@ -283,6 +285,12 @@ def result_of(tokens: list[Token], tokenizer: Tokenizer) -> dict[str, Any]:
     return result
 
 
+def _say_guesses(guesser: "Guesser", quiet: bool) -> None:
+    from cli.drafting import as_words
+
+    say_facts(as_words(guesser.pace.report(guesser.name)), quiet)
+
+
 def _guessing(guesser: "Guesser | None") -> dict[str, Any]:
     if not guesser:
         return {}
@@ -295,15 +303,15 @@ def _piece(token_id: int, tokenizer: Tokenizer) -> str:
     return tokenizer.pieces[token_id].decode("utf-8", "replace")
 
 
-def _stats(tokens: list[Token], prompt: int, reading: float, waited: float | None) -> str:
-    """Say how fast the prompt was read and the last continuation written."""
-    parts = [f"prompt {prompt:,} tok {prompt / reading:,.0f} tok/s"]
+def _stats(tokens: list[Token], prompt: int, reading: float, waited: float | None) -> list[str]:
+    """Say how fast the prompt was read and the last continuation written, fact by fact."""
+    facts = [f"prompt {prompt:,} tok at {prompt / reading:,.0f} tok/s"]
     if waited is not None:
-        parts.append(f"first token {waited * 1000:,.0f} ms")
+        facts.append(f"first token {waited * 1000:,.0f} ms")
     if len(tokens) > 1:
         # The first token came out of the prompt's pass; the others took one pass each.
         speed = (len(tokens) - 1) / (tokens[-1].time - tokens[0].time)
-        parts.append(f"{len(tokens):,} tok {speed:,.0f} tok/s")
-    parts.append(f"stop: {tokens[-1].finish_reason if tokens else 'length'}")
-    parts.append(f"peak {peak_memory() / 1e6:,.0f} MB")
-    return " · ".join(parts)
+        facts.append(f"{len(tokens):,} tok at {speed:,.0f} tok/s")
+    facts.append(f"stop: {tokens[-1].finish_reason if tokens else 'length'}")
+    facts.append(f"peak {peak_memory() / 1e6:,.0f} MB")
+    return facts

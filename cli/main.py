@@ -10,6 +10,7 @@ from importlib import import_module
 
 import typer
 
+from cli.panels import grouped
 from cli.render import say, silence
 from engine.errors import EngineError, ResourceError
 
@@ -43,7 +44,8 @@ def program(asked: str = "") -> typer.Typer:
         if name in GROUPS:
             app.add_typer(module.app, name=name)
         else:
-            app.command(name)(getattr(module, word))
+            panels = getattr(module, "PANELS", None)  # of options, in --help
+            app.command(name, cls=grouped(panels) if panels else None)(getattr(module, word))
     return app
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from engine.errors import ResourceError
@@ -72,6 +72,17 @@ def say(text: str, quiet: bool = False) -> None:
         print(text, file=sys.stderr, flush=True)
     except OSError:  # a full disk for talk is no reason to stop the work, nor for another exit code
         silence(sys.stderr)
+
+
+def say_facts(facts: Sequence[str], quiet: bool = False) -> None:
+    """Write facts to stderr, as many on a line as 80 columns hold."""
+    line = ""
+    for fact in facts:
+        if line and len(line) + len(f" · {fact}") > 80:
+            say(line, quiet)
+            line = ""
+        line += f" · {fact}" if line else fact
+    say(line, quiet)
 
 
 def silence(stream: IO[str]) -> None:

@@ -93,6 +93,7 @@ def run(
     lm bench -m smollm2 --what decode --depth 0..2048+512 --record a.jsonl
     lm bench compare a.jsonl b.jsonl --fail-if-slower 3%
     """
+    _check(recipe, model, what)
     if what != "train":  # as in lm generate; lm train does not, and torch brings the same OpenMP
         let_threads_sleep()
     from cli.benching import Request, bench
@@ -121,6 +122,23 @@ def run(
         device=device,
     )
     bench(wishes, as_json=as_json, quiet=quiet)
+
+
+def _check(recipe: str | None, model: str | None, what: str | None) -> None:
+    """Refuse names that lead nowhere before torch is imported, which takes seconds.
+
+    Raises: CheckpointError, RecipeError.
+    """
+    from cli.options import recipes_folder, the_model
+    from engine.bench.cases import read_whats
+    from engine.recipe import find_recipe
+
+    if recipe:
+        find_recipe(recipe, recipes_folder())
+    if model or not recipe:
+        the_model(model)
+    if what:
+        read_whats(what)
 
 
 @app.command("compare")

@@ -22,6 +22,15 @@ from cli.options import (
     Variables,
 )
 
+# What --help shows together, and in which order.
+PANELS = {
+    "Model": "model device dtype",
+    "Prompt": "file chat system messages var on_overflow",
+    "Sampling": "max_tokens temperature top_k top_p min_p repetition_penalty seed stop number",
+    "Speed": "kernels kv draft draft_tokens prefix_cache prefix_cache_size",
+    "Batch": "batch out rows resume force",
+    "Output": "as_json logprobs quiet show_prompt verify help",
+}
 Overflow = Literal["error", "left", "middle", "right"]
 
 
@@ -81,7 +90,7 @@ def generate(
         Optional[int], typer.Option(min=1, max=1024, help="With --batch: lines at once; else 8.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="With --batch: go on with an output that was cut.")
+        bool, typer.Option("--resume", help="With --batch: go on, and redo what failed.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="With --batch: replace the output that is there.")

@@ -38,16 +38,17 @@ def quantize(
     import dataclasses
     import time
 
-    from cli.importing import follow, tidy_interrupt
     from cli.options import CHECKPOINTS
+    from engine.runs import find
+
+    folder = find(model, CHECKPOINTS)  # before torch is imported, which takes seconds
+    from cli.importing import follow, tidy_interrupt
     from cli.render import emit_json, percent, say, size
     from engine.interop.quantizing import Quantized
     from engine.interop.quantizing import quantize as quantizing
     from engine.peak import peak_memory
-    from engine.runs import find
 
     began = time.perf_counter()
-    folder = find(model, CHECKPOINTS)
     out = out or CHECKPOINTS / f"{Path(model).resolve().name}-{to}"
     with tidy_interrupt():
         made = follow(quantizing(folder, out, to, force=force), Quantized, quiet)

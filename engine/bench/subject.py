@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.adapter_config import holder
+from engine.adapter_config import find_base, holder, is_adapter
 from engine.bench.cases import Case, What
 from engine.config import ModelConfig, Recipe, SampleConfig, TokenizerConfig
 from engine.cost import parameters
@@ -38,7 +38,8 @@ from engine.train.prepare import check_settings
 
 Loaded = tuple[Weighed, Tokenizer]
 Loader = Callable[[Case], Loaded]  # dtype, kernels, kv and threads wished for → ready to use
-BYTES = {"fp32": 4, "bf16": 2, "auto": 2}
+# Of a weight, with its part of a scale; in int4 embeddings have 8 bits.
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1.07, "int4": 0.75}
 # Of a run's length and rate, and of what cases say themselves.
 WITHOUT_EFFECT = (
     "train.steps",
@@ -69,13 +70,21 @@ class Subject:
 
         Raises: ResourceError if memory does not suffice.
         """
-        each = BYTES.get(case.dtype, 1) if self.folder else 4  # random weights are drawn in fp32
-        size = each * sum(parameters(self.config).values())
-        check_memory(size, self.device, f"loading {self.name}", "the model, or --dtype,")
+        check_memory(
+            self._size(case), self.device, f"loading {self.name}", "the model, or --dtype,"
+        )
         decoder, tokenizer = self.load(case)
         endless = copy.copy(tokenizer)
         endless.ends = frozenset()
         return decoder, endless
+
+    def _size(self, case: Case) -> int:
+        """Return the bytes that the weights of a case take."""
+        if self.folder and case.dtype == "auto":  # as they are stored
+            whole = find_base(self.folder).folder if is_adapter(self.folder) else self.folder
+            return sum(file.stat().st_size for file in whole.glob("*.safetensors"))
+        each = BYTES[case.dtype] if self.folder else 4  # random weights are drawn in fp32
+        return round(each * sum(parameters(self.config).values()))
 
 
 def from_checkpoint(name: str, folder: Path, cache: Path, device: str = "auto") -> Subject:

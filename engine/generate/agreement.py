@@ -75,6 +75,21 @@ def agree(
         )
 
 
+def long_enough(prompt: Sequence[int], room: int) -> list[int]:
+    """Return a prompt, repeated if it is too short for a block to be restored and there is room."""
+    wanted = BLOCK + 1
+    if len(prompt) >= wanted or room < wanted:
+        return list(prompt)
+    return (list(prompt) * wanted)[:wanted]
+
+
+def distance(one: Decoder, other: Decoder, tokens: Sequence[int], most: int) -> float:
+    """Return how far apart the last `most` logits of two decoders are, as share of the largest."""
+    run = Run(0, tokens, wanted=most)
+    ours, theirs = (each.forward(each.cache(len(tokens)), [run]) for each in (one, other))
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
 def _first_difference(ids: list[int], known: list[int]) -> int | None:
     """Return the first place at which two lists are not the same; one may end before the other."""
     longest = max(len(ids), len(known))

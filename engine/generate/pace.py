@@ -3,7 +3,7 @@
 If each guess is right with probability α, k of them are worth (1 - α^(k+1)) / (1 - α) tokens a
 pass; and the pass takes 1 + c·k plain steps, where c is the time to make and to check one guess.
 `Pace` measures both and picks the k that wins most. Where none wins it guesses nothing for a while,
-and tries again later.
+tries again later, and gives up if that goes on.
 
 Source: Leviathan et al. 2023, arXiv:2211.17192, theorem 3.8.
 """
@@ -17,7 +17,7 @@ HOPE = (4.0, 5.0)  # right guesses of all, before any was seen
 STEPS = 3  # plain steps at first, to know what they take
 TRIES = 3  # passes with guesses before it is decided whether they pay
 EVERY = 64  # passes until a plain step is measured again
-PAUSES = (32, 512)  # plain steps until the next try: at first, and at most
+PAUSES = (32, 128)  # plain steps until the next try, by losses in a row; one more ends it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +69,10 @@ class Pace:
         """Begin an answer. Without `timed` nothing is decided by the clock, so that it repeats."""
         self._timed = timed
         self._right, self._seen = HOPE
-        self._first, self._tries, self._wait, self._pause = STEPS, TRIES, PAUSES[0], 0
+        self._first, self._tries, self._pause = STEPS, TRIES, 0
         self._since = 0  # passes since the last plain step
         self._losing, self._stopped = "", ""
-        self._losses = 0
+        self._losses = self._in_a_row = 0
         self._forwards = self._guessing = self._guessed = self._accepted = 0
         self._seconds = self._plain = 0.0  # of all passes, and of those without guesses
 
@@ -87,9 +87,11 @@ class Pace:
         if self._first or self._pause or self._since >= EVERY:
             return 0
         best = self._best()
-        if not best and not self._tries:
-            self._lose()
-            return 0
+        if not self._tries:
+            if not best:
+                self._lose()
+                return 0
+            self._in_a_row = 0
         return min(best or 1, room)
 
     def note(self, guessed: int, accepted: int, seconds: float) -> None:
@@ -144,11 +146,15 @@ class Pace:
         return _usual(self._costs) if self._timed and self._costs else self.cost
 
     def _lose(self) -> None:
-        """Pause, each time for longer, then give guessing another try."""
-        right, cost = self._right / self._seen, self._cost()
+        """Pause, each time for longer, then give guessing another try; at last give it up."""
+        why = f"{self._right / self._seen:.0%} right at {self._cost():.2f} steps each"
+        if self._in_a_row == len(PAUSES):
+            self.stop(f"given up: {why}")
+            return
         self._losses += 1
         times = "once" if self._losses == 1 else f"{self._losses} times"
-        self._losing = f"paused {times}: {right:.0%} right at {cost:.2f} steps each"
-        self._pause, self._wait = self._wait, min(2 * self._wait, PAUSES[1])
+        self._losing = f"paused {times}: {why}"
+        self._pause = PAUSES[self._in_a_row]
+        self._in_a_row += 1
         self._right, self._seen = HOPE
         self._tries = TRIES

@@ -96,6 +96,10 @@ class Prefixes:
             collect(self.folder, most=self.limit)
         return len(new)
 
+    def least(self, decoder: Decoder) -> int:
+        """Return how many tokens a prompt must have for any of it to be kept."""
+        return max(BLOCK, grid_of(decoder))
+
     def _has(self, block: Block) -> bool:
         return os.path.exists(block.path(self.folder))  # False too where nobody may look
 

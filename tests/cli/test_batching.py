@@ -10,7 +10,7 @@ from io import FileIO
 
 import pytest
 
-from cli import batch_lines, batching
+from cli import batch_lines, batch_output, batching
 from tests.cli.test_errors import failed
 from tests.conftest import command_environment
 from tests.engine.interop.folders import imported, write_folder
@@ -252,6 +252,56 @@ def test_a_cut_output_is_continued_to_the_byte(here, tmp_path):
         assert out.read_bytes() == whole, cut
 
 
+def test_lines_that_failed_are_answered_again_in_their_place(here, tmp_path, monkeypatch):
+    """The input was mended, and has grown; the answers that were there are not made again."""
+    out = tmp_path / "out.jsonl"
+    words = ["--batch", "in", "-o", "out", "--max-tokens", 4]
+    broken = [LINES[0], {"bad": 1}, LINES[1], {"prompt": ""}, {"prompt": "x", "max_tokens": 600}]
+    assert here(*words, "--seed", 5, lines=broken).code == 3
+    out.chmod(0o640)
+    begun = rows_of(out.read_text())
+
+    mended = [LINES[0], {"id": "m", "prompt": "def g("}, LINES[1], {"prompt": ""}, LINES[2], *LINES]
+    asked = []
+    monkeypatch.setattr(batching.Maker, "job", spied(batching.Maker.job, asked))
+    result = here(*words, "--seed", 5, "--resume", "--rows", 2, lines=mended)
+    assert asked == [2, 4, 5, *range(6, 13)]
+    assert result.code == 3 and "11 ok, 1 failed" in result.err and "2 lines from" in result.err
+    assert result.err.endswith("failed lines: 4\n")
+    found = rows_of(out.read_text())
+    assert [row["line"] for row in found] == list(range(1, 13))
+    assert [found[i] for i in (0, 2, 3)] == [begun[i] for i in (0, 2, 3)]
+    assert out.stat().st_mode & 0o777 == 0o640 and sorted(tmp_path.glob(".out*")) == []
+    assert here(*words, "--seed", 5, "--force").code == 3
+    assert rows_of(out.read_text()) == found
+
+
+def spied(job, asked):
+    def call(self, number, line):
+        asked.append(number)
+        return job(self, number, line)
+
+    return call
+
+
+def test_what_failed_stays_if_it_cannot_be_replaced(here, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    words = ["--batch", "in", "-o", "out", "--max-tokens", 4, "--seed", 5]
+    assert here(*words, lines=[LINES[0], {"bad": 1}, LINES[1]]).code == 3
+    whole, mended = out.read_bytes(), [LINES[0], LINES[2], LINES[1]]
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_output.os, "replace", full)
+        result = here(*words, "--resume", lines=mended)
+        failed(result, 4, "No space left on device; make room, then go on with --resume")
+    assert out.read_bytes() == whole and sorted(tmp_path.glob(".out*")) == []
+    assert here(*words, "--resume", lines=mended).code == 0
+    assert [row["line"] for row in rows_of(out.read_text())] == [1, 2, 3]
+
+
 def test_only_the_same_batch_is_continued(here, tmp_path):
     out = tmp_path / "out.jsonl"
     words = ["--batch", "in", "-o", "out", "--max-tokens", 2]
@@ -313,7 +363,7 @@ def test_an_output_is_not_emptied_before_it_is_this_process_s_own(here, tmp_path
         fcntl.flock(others[-1], fcntl.LOCK_EX)
         return FileIO(name, mode)
 
-    monkeypatch.setattr(batching, "FileIO", late)
+    monkeypatch.setattr(batch_output, "FileIO", late)
     for words in ([], ["--force"], ["--resume"]):
         others = []
         failed(here("--batch", "in", "-o", "out", *words, lines=LINES), 2, "another process")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,7 +86,9 @@ def test_formats_stand_beside_each_other_and_torch(run, library):
     result = run("bench", *TINY, *grid)
     assert result.code == 0, result.err
     for who in ("native fp32", "torch fp32", "native int8"):
-        assert f"at 8 {who}" in result.out and f"decode at 8, {who}" in result.err
+        assert f"at 8 {who}" in result.out and re.search(
+            rf"decode at 8, {who}: .+ tok/s", result.err
+        )
     assert "generated: native int8, keys and values in fp16" in result.out
     assert "generated: torch fp32, keys and values in fp32" in result.out
     assert "torch int8" not in result.out

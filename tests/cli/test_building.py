@@ -67,3 +67,15 @@ def test_so_does_what_loads_the_decoder(run, unbuilt, words):
     assert unbuilt.is_dir() and DECODER not in first.out and DECODER not in run(*words).err
     shutil.rmtree(unbuilt)
     assert DECODER not in run(*words, "-q").err and unbuilt.is_dir()
+
+
+def test_without_a_compiler_it_is_said_that_torch_computes(run, monkeypatch):
+    """Not when it was asked for, nor when nobody wants to hear it."""
+    assert run(*TRAIN, "run.kernels=torch", "-q").code == 0
+    monkeypatch.setattr(compile, "_find_compiler", lambda: None)
+    words = ["generate", "-m", "smoke", "a", "--max-tokens", "2", "--device", "cpu"]
+    said = "computed by torch, which is slower and takes more memory: no C compiler (cc) was found"
+    assert said in run(*words).err.splitlines()
+    for more in (["--kernels", "torch"], ["-q"]):
+        result = run(*words, *more)
+        assert result.code == 0 and "computed by torch" not in result.err

@@ -164,6 +164,7 @@ def test_generate_reads_a_prompt_once(run, tmp_path, place_of_models):
     assert facts["prefix_tokens"] > 0 == facts["prefix_tokens"] % 64
     total = json.loads(call(TEXT, "--json").out)["prompt_tokens"]
     assert f"prefix {facts['prefix_tokens']:,} of {total:,} tok from cache" in second.err
+    assert facts["prefix_too_short"] is False and "is not kept" not in first.err
     several = call(TEXT, "--prefix-cache", "-n", 2)
     assert several.out == plain.out * 2
     assert run("cache", "ls").out.splitlines()[1].startswith("checkpoints/tiny")
@@ -174,6 +175,21 @@ def test_generate_reads_a_prompt_once(run, tmp_path, place_of_models):
     told = call(TEXT, "--prefix-cache")
     assert told.out == plain.out and "is damaged and computed again" in told.err
     assert run("cache", "verify").code == 0
+
+
+def test_it_is_said_once_that_a_prompt_is_too_short(library, run, place_of_models):
+    words = ["generate", "-m", "tiny", *GREEDY, "--device", "cpu", "-n", 2]
+
+    def call(*more):
+        return run(*words, *more, cwd=place_of_models)
+
+    result = call("word", "--prefix-cache")
+    assert result.code == 0 and result.err.count("a prompt below 64 tok is not kept") == 1
+    assert "is not kept" not in call("word").err
+    assert "is not kept" not in call("word " * 80, "--prefix-cache").err
+    rows = call("word", "--prefix-cache", "--json").out.splitlines()
+    assert [json.loads(row)["prefix_too_short"] for row in rows] == [True, True]
+    assert "prefix_too_short" not in json.loads(call("word", "--json").out.splitlines()[0])
 
 
 def test_room_is_bounded(run, tmp_path, place_of_models):

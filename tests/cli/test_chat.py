@@ -68,7 +68,7 @@ def answers(place: Path, *turns: str) -> list[str]:
     return said
 
 
-def test_a_pipe_is_answered_line_by_line(here, place):
+def test_a_pipe_is_answered_line_by_line(library, here, place):
     result = here(*GREEDY, stdin="hello\nand again\n")
     assert result.code == 0 and result.err == ""
     assert result.out == "".join(f"{text}\n" for text in answers(place, "hello", "and again"))

@@ -40,7 +40,7 @@ COMMANDS = [
 ]
 
 
-def loaded(*words: str, cwd=None) -> list[str]:
+def loaded(*words: str, cwd=None, code: int = 0) -> list[str]:
     process = subprocess.run(
         [sys.executable, "-c", PROBE, *words],
         capture_output=True,
@@ -50,8 +50,8 @@ def loaded(*words: str, cwd=None) -> list[str]:
         check=True,
         timeout=60,
     )
-    code, heavy = json.loads(process.stdout.splitlines()[-1])
-    assert code == 0, process.stderr
+    ended, heavy = json.loads(process.stdout.splitlines()[-1])
+    assert ended == code, process.stderr
     return heavy
 
 
@@ -79,6 +79,22 @@ def test_tokenize_needs_no_torch(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     heavy = loaded("tokenize", "hello", "-m", str(tmp_path / "tokenizer.json"), "--ids")
     assert set(heavy) <= {"tokenizers"}
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        (3, ["quantize", "nothing", "--to", "int8"]),
+        (2, ["quantize", "nothing", "--to", "int3"]),
+        (3, ["bench", "-m", "nothing"]),
+        (2, ["bench", "nothing", "--what", "train"]),
+        (2, ["bench", "stdlib", "--what", "trian"]),
+        (2, ["bench"]),
+    ],
+    ids=str,
+)
+def test_a_name_that_leads_nowhere_is_refused_before_torch_is_imported(tmp_path, code, words):
+    assert loaded(*words, cwd=tmp_path, code=code) == []
 
 
 def test_the_probe_can_fail():

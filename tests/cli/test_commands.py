@@ -1,12 +1,14 @@
 """Every command once for real, as a person or a script would use it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cli.commands import generate
 from tests.conftest import Result, command_environment
 
 
@@ -91,6 +93,44 @@ def test_generate_json_says_everything(lm, folder):
         assert all(len(entry["top"]) == 3 for entry in row["logprobs"])
     alone = json.loads(lm(folder, *words[:4], "--seed", 6, "--json", "--max-tokens", 6).out)
     assert alone["tokens"] == rows[1]["tokens"]
+
+
+def test_every_option_of_generate_stands_in_one_group(run):
+    text = run("generate", "--help").out
+    groups = dict.fromkeys(["Arguments", *generate.PANELS], "")
+    heading = ""
+    for line in text.splitlines():
+        if line.removesuffix(":") in groups:
+            heading = line.removesuffix(":")
+        elif heading:
+            groups[heading] += line + "\n"
+    assert groups["Arguments"].split()[0] == "prompt" and "--" not in groups["Arguments"]
+    assert "--top-k" in groups["Sampling"] and "--draft" in groups["Speed"]
+    options = re.findall(r"^  (?:-\w, )?(--?[\w-]+)", "".join(groups.values()), re.MULTILINE)
+    names = " ".join(generate.PANELS.values()).split()
+    assert len(options) == len(set(options)) == len(names) == len(set(names))
+
+
+def test_statistics_fit_a_terminal(lm, folder):
+    """Every fact is whole, and says which number is a count and which a speed."""
+    said = lm(folder, "generate", "The", "-m", "smoke", "--seed", 2**62, "--max-tokens", 9).err
+    lines = said.splitlines()
+    assert all(len(line) <= 80 for line in lines[-2:])
+    facts = [fact for line in lines for fact in line.split(" · ")]
+    for fact, pattern in zip(
+        facts[-7:],
+        [
+            r"prompt \d+ tok at [\d,]+ tok/s",
+            r"first token [\d,]+ ms",
+            r"\d tok at [\d,]+ tok/s",
+            r"stop: (length|end)",
+            r"peak [\d,]+ MB",
+            r"(native|torch) \w+",
+            r"seed 4611686018427387904",
+        ],
+        strict=True,
+    ):
+        assert re.fullmatch(pattern, fact), fact
 
 
 def test_a_stop_string_never_leaks(lm, folder):

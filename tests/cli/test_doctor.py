@@ -110,3 +110,10 @@ def test_missing_packages_name_their_extra(run, monkeypatch):
     flat = " ".join(out.split())
     assert "packages -" in flat and "tiktoken [fast], huggingface_hub [hub]" in flat
     assert "pip install 'lm-workbench[EXTRA]'" in flat
+
+
+def test_a_quantized_checkpoint_is_called_what_it_is(run, tmp_path, tokenizer):
+    save(tmp_path / "run", snapshot(tokenizer), best=True)
+    assert run("quantize", tmp_path / "run", "--to", "int8", "-o", "small").code == 0
+    assert "parameters in int8, computed in fp32" in run("doctor", "-m", "small").out
+    assert "parameters in fp32" in run("doctor", "-m", tmp_path / "run").out

@@ -21,6 +21,7 @@ def place(tmp_path_factory, tokenizer):
         ("tiny", tokenizer, {}),
         ("small", tokenizer, {"n_layers": 1, "d_model": 16}),
         ("foreign", other, {}),
+        ("large", tokenizer, {"n_layers": 3}),
     ):
         write_folder(folder / "sources" / name, words, max_seq_len=512, **shape)
         imported(folder / "sources" / name, folder / "checkpoints" / name)
@@ -40,8 +41,9 @@ def generate(run, place):
 def test_the_text_is_the_same_and_the_figures_are_told(draft, generate):
     plain, found = generate(), generate("--draft", draft)
     assert found.code == 0 and found.out == plain.out
-    *_, stats, guesses = found.err.splitlines()
-    assert "tok/s" in stats and guesses.startswith(f"{draft}: ")
+    stats, guesses = found.err.split(f"\n{draft}: ")
+    assert "tok/s" in stats and " guesses right · " in guesses
+    assert all(len(line) <= 80 for line in found.err.splitlines())
     rows = generate("--draft", draft, "--draft-tokens", 3, "-n", 2, "--json").out.splitlines()
     for row in map(json.loads, rows):
         assert row["text"] == plain.out.removesuffix("\n")
@@ -60,6 +62,8 @@ def test_the_text_is_the_same_and_the_figures_are_told(draft, generate):
         (["--draft", "layers:x"], 2, "layers:N"),
         (["--draft", "nobody"], 3, "nobody"),
         (["--draft", "foreign"], 3, "vocabulary is not that of the model"),
+        (["--draft", "large"], 2, " a token where the model reads "),
+        (["--draft", "tiny"], 2, "no guess could save time; take a smaller draft, or lookup"),
         (["--draft-tokens", 3], 2, "add --draft"),
         (["--draft", "lookup", "--draft-tokens", 0], 2, "draft-tokens"),
     ],

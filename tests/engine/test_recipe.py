@@ -62,6 +62,7 @@ def test_every_problem_is_reported_at_once_with_its_place():
         ("train: {optim: {name: adam}}", "must be one of muon, adamw; did you mean adamw?"),
         ("model: {d_model: 100, n_heads: 3}", "not divisible"),
         ("model: {n_heads: 4, n_kv_heads: 3}", "not a multiple"),
+        ("model: {norm: layernorm, norm_offset: true}", "norm_offset is for rmsnorm"),
         ("model: {max_seq_len: 64}\ndata: {seq_len: 65}", "beyond model.max_seq_len=64"),
         ("train: {batch_size: 6, accumulate: 4}", "not a multiple of train.accumulate"),
         ("train: {accumulate: 2, processes: 3}", "train.accumulate=2 makes fewer; raise it"),

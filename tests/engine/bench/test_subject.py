@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.bench.cases import Case
-from engine.bench.subject import from_recipe, random_ids, settings, stand_in
+from engine.bench.subject import from_checkpoint, from_recipe, random_ids, settings, stand_in
 from engine.config import (
     DataConfig,
     ModelConfig,
@@ -18,6 +18,7 @@ from engine.config import (
 )
 from engine.errors import RecipeError, ResourceError
 from engine.recipe import override
+from tests.engine.interop.folders import imported, write_folder
 
 CACHE = Path("/nonexistent")  # without kernels nothing is built
 RECIPE = Recipe(
@@ -81,3 +82,18 @@ def test_what_does_not_fit_is_refused():
     huge = override(RECIPE, model={"d_ff": 1 << 22, "n_layers": 1000})
     with pytest.raises(ResourceError, match="loading .* needs about"):
         from_recipe(huge, CACHE).loaded(case("fp32"))
+
+
+def test_the_memory_of_weights_is_that_of_their_files_unless_another_format_is_asked(
+    tmp_path, tokenizer
+):
+    write_folder(tmp_path / "source", tokenizer)
+    folder = imported(tmp_path / "source", tmp_path / "tiny")
+    subject = from_checkpoint("tiny", folder, CACHE, "cpu")
+    sizes = {}
+    for dtype in ("auto", "fp32", "bf16", "int8", "int4"):
+        case = Case(what="decode", model="tiny", dtype=dtype, threads=1)
+        sizes[dtype] = subject._size(case)
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert sizes["auto"] == stored >= sizes["fp32"] == 2 * sizes["bf16"]
+    assert sizes["fp32"] / 4 < sizes["int8"] < sizes["bf16"] and sizes["int4"] < sizes["int8"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.generate import agreement, decode
-from engine.generate.agreement import WAYS, Way, agree
+from engine.generate.agreement import WAYS, Way, agree, distance, long_enough
 from engine.generate.decoder import BLOCK, Cache, Run
 from engine.generate.reference import TorchCache, TorchDecoder
 from tests.conftest import make_model
@@ -130,6 +130,30 @@ def test_what_cannot_be_tried_says_why(tokenizer):
     windowed = ways(sharp(sliding_window=8), tokenizer)
     assert windowed["restored"].same is None and "window" in windowed["restored"].note
     assert all(way.same for name, way in windowed.items() if name != "restored")
+
+
+def test_a_short_prompt_is_repeated_where_there_is_room():
+    assert long_enough([1, 2, 3], 200) == ([1, 2, 3] * 22)[: BLOCK + 1]
+    assert long_enough([1, 2, 3], BLOCK) == [1, 2, 3]
+    assert long_enough(PROMPT, 200) == PROMPT
+    assert long_enough([7], BLOCK + 1) == [7] * (BLOCK + 1)
+
+
+def test_the_distance_of_two_decoders_by_hand():
+    class Says:
+        def __init__(self, *rows):
+            self.rows = np.array(rows, np.float32)
+
+        def cache(self, capacity):
+            return None
+
+        def forward(self, cache, runs):
+            return self.rows[-runs[0].wanted :]
+
+    one, other = Says([9, 9], [1, 2], [3, -4]), Says([0, 0], [1, 3], [5, -8])
+    assert distance(one, other, [5, 6, 7], 2) == 0.5  # 4 of 8
+    assert distance(one, other, [5, 6, 7], 3) == 9 / 8
+    assert distance(one, one, [5, 6, 7], 3) == 0
 
 
 def test_one_token_is_enough_to_begin_with(tokenizer):

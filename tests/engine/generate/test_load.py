@@ -1,17 +1,21 @@
 """Loading to generate with: what was asked for, whole, or one clear error."""
 
+import os
+
 import numpy as np
 import pytest
 
+from engine import manifest
 from engine.checkpoint import Snapshot, save
 from engine.config import SampleConfig
 from engine.cost import parameters
-from engine.errors import CheckpointError, RecipeError
+from engine.errors import CheckpointError, RecipeError, ResourceError
 from engine.generate import load
 from engine.generate.decode import generate, prefill
 from engine.generate.decoder import Run
 from engine.generate.load import load_decoder
 from engine.generate.reference import TorchDecoder
+from engine.kernels import compile
 from tests.conftest import make_model
 
 GREEDY = SampleConfig(temperature=0, max_tokens=8)
@@ -58,6 +62,40 @@ def test_an_identity_is_that_of_weights_and_precision(folder, tmp_path):
 
     assert identity() == identity(dtype="fp32") != identity(dtype="bf16")
     assert len(identity()) == 64
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_weights_changed_in_place_are_others(folder, library, tmp_path, monkeypatch, kernels):
+    """Regression: the digest in the manifest stayed, so keys kept of the old weights were used."""
+    file, right = folder / "model.safetensors", manifest.sha256
+    known = right(file)  # which is not worked out again for large files
+    monkeypatch.setattr(manifest, "sha256", lambda path: known if path == file else right(path))
+
+    def identity() -> str:
+        how = {"device": "cpu", "kernels": kernels, "cache": tmp_path}
+        return load_decoder(folder, **how)[0].identity
+
+    before = identity()
+    assert identity() == before
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    stamp = file.stat().st_mtime_ns
+    file.write_bytes(data)
+    os.utime(file, ns=(stamp + 1, stamp + 1))
+    assert identity() != before
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_torch_says_why_it_stands_in_unless_it_was_asked_for(
+    folder, tmp_path, monkeypatch, kernels
+):
+    monkeypatch.setattr(compile, "_find_compiler", lambda: None)
+    how = {"device": "cpu", "kernels": kernels, "cache": tmp_path}
+    decoder, _ = load_decoder(folder, **how)
+    assert decoder.name == "torch fp32"
+    assert decoder.instead == {"auto": "no C compiler (cc) was found", "torch": ""}[kernels]
+    with pytest.raises({"auto": ResourceError, "torch": RecipeError}[kernels]):
+        load_decoder(folder, dtype="int8", **how)
 
 
 @pytest.mark.parametrize("how", [{"dtype": "int8"}, {"dtype": "int4"}, {"kv": "int8"}], ids=str)

@@ -1,5 +1,9 @@
 """The decoder in C against the transformer in torch, and its promise: the same to the bit."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import ModelConfig
+from engine.errors import ResourceError
+from engine.generate import native as decoding
 from engine.generate.decoder import BLOCK, Run
 from engine.generate.native import PIECE, NativeDecoder
 from engine.generate.reference import TorchDecoder
 from engine.model.transformer import Transformer
 from engine.quantize import Matrix, format_of, pack, unpack
+from tests.conftest import ROOT
 
 FORMATS = ("f32", "bf16", "f16", "int8", "int4")
 
@@ -222,3 +229,49 @@ def test_both_decoders_keep_to_one_contract(library):
         a, b = (d.forward(c, runs) for d, c in zip((one, two), caches, strict=True))
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert caches[0].lengths == caches[1].lengths == [12, 32, 1]
+
+
+WIDE = {  # of arrays as wide as these, one alone would fill a small stack
+    "group": {"d_model": 4, "n_heads": 4096, "n_kv_heads": 1, "head_dim": 2},
+    "model": {"d_model": 65_536, "n_heads": 1, "head_dim": 2, "position": "learned"},
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_no_array_lies_on_the_stack_of_a_thread(name, library):
+    """Regression: pointers to the queries of a tile did, and a learned position's vector."""
+    program = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from engine.kernels.decoder import Library
+from tests.engine.generate.test_native import WIDE, NativeDecoder, Run, native, random_model
+
+library = Library(Path(sys.argv[1]))
+model = random_model(3, **WIDE[{name!r}], n_layers=1, d_ff=2, vocab_size=5, max_seq_len=40)
+one = native(model, library, "f32")
+two = NativeDecoder(model.config, one.weights, library, threads=2)
+runs = [Run(0, [1, 2, 3, 4] * 10, 40)]
+found = [decoder.forward(decoder.cache(40), runs) for decoder in (one, two)]
+print(np.array_equal(*found))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(library.path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_STACKSIZE": "128k"},
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-2000:]
+
+
+def test_no_memory_for_a_cache_is_one_clear_error(library, monkeypatch):
+    decoder = native(random_model(1, **SHAPES["plain"]), library, "f32")
+    assert decoder.cache(100, rows=2).lengths == [0, 0]
+
+    def refused(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding.np, "zeros", refused)
+    with pytest.raises(ResourceError, match="keys and values of 2 × 100 tokens; ask for fewer"):
+        decoder.cache(100, rows=2)

@@ -48,17 +48,31 @@ def test_right_guesses_make_it_longer_and_wrong_ones_shorter():
     assert shrunk == sorted(shrunk, reverse=True)
 
 
-def test_it_switches_off_when_it_loses_and_tries_again_ever_less_often():
+def test_it_pauses_when_it_loses_tries_again_and_gives_up():
     pace = Pace(8)
     counts = played(pace, lambda count: 0, 0.5, 3000)
-    share = sum(map(bool, counts)) / len(counts)
-    assert share < 0.05
     assert counts[STEPS : STEPS + TRIES] != [0] * TRIES
-    assert any(counts[-PAUSES[1] - 10 * TRIES :])
+    tried = [place for place, count in enumerate(counts) if count]
+    ends = [tried[(turn + 1) * TRIES - 1] for turn in range(len(PAUSES) + 1)]
+    assert [later - sooner for sooner, later in zip(ends, ends[1:], strict=False)] == [
+        pause + TRIES for pause in PAUSES
+    ]
+    assert len(tried) == TRIES * (len(PAUSES) + 1)  # and never again
     report = pace.report("lookup")
-    assert "paused" in report.off
+    assert report.off.startswith("given up: ") and report.off.endswith("0.50 steps each")
     assert report.real == pytest.approx(report.expected, rel=0.1)
     assert 0.9 < report.real < 1
+    pace.begin()
+    assert pace.report("lookup").off == "" and any(played(pace, lambda count: 0, 0.5, 9))
+
+
+def test_only_losses_in_a_row_end_it():
+    """Each time that guesses pay for a while, it is as patient as at first."""
+    pace = Pace(8)
+    for _ in range(5):
+        played(pace, lambda count: 0, 0.5, 20)
+        assert pace.report("x").off.startswith("paused")
+        assert all(played(pace, lambda count: count, 0.05, PAUSES[-1] + 60)[-10:])
 
 
 def test_it_comes_back_when_guesses_become_right():

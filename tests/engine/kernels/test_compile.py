@@ -4,6 +4,9 @@ What a compiler may do wrong is held in test_build.py, through the kernels of tr
 """
 
 import ctypes
+import shutil
+
+import pytest
 
 from engine.kernels.compile import OPENMP, build
 
@@ -26,3 +29,18 @@ def test_without_openmp_it_is_built_for_one_thread(kernels, tmp_path, monkeypatc
     assert OPENMP == "-fopenmp"
     library = build([source], [], ["-O1"], tmp_path)
     assert ctypes.CDLL(str(library)).one() == 1
+
+
+@pytest.mark.parametrize("digest", [b"\xff\xfe", b"", b"0" * 64, None], ids=str)
+def test_a_library_with_another_digest_is_built_again(kernels, tmp_path, digest):
+    """Also with one that is no text."""
+    source = tmp_path / "a.c"
+    source.write_text("int one(void) { return 1; }\n")
+    library = build([source], [], ["-O1"], tmp_path)
+    digests = library.with_suffix(".sha256")
+    right = digests.read_bytes()
+    library.write_bytes(b"no library")
+    digests.unlink() if digest is None else digests.write_bytes(digest)
+    assert build([source], [], ["-O1"], tmp_path) == library
+    assert ctypes.CDLL(str(shutil.copy(library, tmp_path / "copy.so"))).one() == 1
+    assert digests.read_bytes() == right
