@@ -128,6 +128,7 @@ def _listen(
     heard: dict[str, Tensor] = {}
 
     def hear(name: str, _: nn.Module, args: tuple[Tensor]) -> None:
+        """Keep the newest input."""
         heard[name] = args[0].flatten(0, -2)
 
     first = [next(name for name in readers if name in linears) for readers in READERS]

@@ -15,7 +15,7 @@ from engine.errors import DataError
 from engine.text.tokenizer import Tokenizer
 
 LARGEST = 1 << 25  # characters of a corpus that are looked at
-WIDTH = 8  # characters set aside for a token: more than it has on average
+WIDTH = 10  # characters set aside for a token: more than it has on average
 HELD = 6  # one passage in this many is kept to judge by
 FEWEST = 2
 
