@@ -13,17 +13,13 @@ Scale and minimum of a group are chosen when its turn comes, by the same measure
 columns making up for what they can, a group's error e costs ‖e U_gg⁻¹‖², and for fixed steps the
 best scale and minimum follow from two equations.
 
-The blocks go one after another. Each sees the text as the rounded blocks before it hand it on, and
-its matrices are first moved to where they undo as much of the difference as they can: from W to
-W (Σ y xᵀ) H⁻¹, with y the input of the unrounded model.
+The blocks go one after another, and each sees the text as the rounded blocks before it hand it on.
 
-Sources: Frantar et al. 2022, arXiv:2210.17323 (GPTQ); Li et al. 2025, arXiv:2504.02692 (GPTAQ, the
-unrounded model's inputs as the aim).
+Source: Frantar et al. 2022, arXiv:2210.17323 (GPTQ).
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -46,19 +42,6 @@ READERS = (
 )
 
 
-@dataclass(slots=True)
-class Inputs:
-    """What is known of a matrix's inputs: x in the rounded model, y in the original."""
-
-    second: Tensor  # Σ x xᵀ
-    drift: Tensor  # Σ (y - x) xᵀ
-
-    def add(self, x_ND: Tensor, y_ND: Tensor) -> None:
-        """Count some more of them in."""
-        self.second.addmm_(x_ND.T, x_ND)
-        self.drift.addmm_((y_ND - x_ND).T, x_ND)
-
-
 @torch.no_grad()
 def calibrate(model: Transformer, tokens_BT: Tensor) -> Iterator[tuple[str, Matrix]]:
     """Round a model's matrices, each to what it has in int4; yields each with its name.
@@ -68,7 +51,6 @@ def calibrate(model: Transformer, tokens_BT: Tensor) -> Iterator[tuple[str, Matr
     Shapes: tokens_BT, windows of text of one length.
     Raises: ValueError naming a matrix that cannot be rounded.
     """
-    y_BTD = _places(model, tokens_BT)[0].x_BTD.clone()
     outside = {"embed_tokens": model.embed_tokens, "embed_positions": model.embed_positions}
     if not model.config.tie_embeddings:
         outside["lm_head"] = model.lm_head
@@ -82,13 +64,13 @@ def calibrate(model: Transformer, tokens_BT: Tensor) -> Iterator[tuple[str, Matr
     for index, (block, place) in enumerate(zip(model.blocks, places, strict=True)):
         run = partial(block, **place.surroundings)
         linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
-        inputs = _listen(run, linears, x_BTD, y_BTD)
+        seconds = _listen(run, linears, x_BTD)
         for readers in READERS:
             layers = {f"blocks.{index}.{n}.weight": linears[n] for n in readers if n in linears}
-            known = inputs[next(name for name in readers if name in linears)]
+            second = seconds[next(name for name in readers if name in linears)]
             for name in [name for name in layers if format_of(name, "int4") == "int8"]:
                 yield name, _round_alone(name, layers.pop(name))
-            yield from _round_together(layers, known)
+            yield from _round_together(layers, second)
         for part in x_BTD.split(ROWS):
             part.copy_(run(part))
 
@@ -121,29 +103,22 @@ def _places(model: Transformer, tokens_BT: Tensor) -> list[_Place]:
     return places
 
 
-def _listen(
-    run: Any, linears: dict[str, nn.Linear], x_BTD: Tensor, y_BTD: Tensor
-) -> dict[str, Inputs]:
-    """Send both streams through a block and note what its matrices read; y moves on."""
-    heard: dict[str, Tensor] = {}
+def _listen(run: Any, linears: dict[str, nn.Linear], x_BTD: Tensor) -> dict[str, Tensor]:
+    """Send the stream through a block and sum up what its matrices read: H by name of a reader."""
+    first = [next(name for name in readers if name in linears) for readers in READERS]
+    seconds = {name: torch.zeros(2 * [linears[name].in_features]) for name in first}
 
     def hear(name: str, _: nn.Module, args: tuple[Tensor]) -> None:
-        """Keep the newest input."""
-        heard[name] = args[0].flatten(0, -2)
+        """Count some more inputs in."""
+        x_ND = args[0].flatten(0, -2)
+        seconds[name].addmm_(x_ND.T, x_ND)
 
-    first = [next(name for name in readers if name in linears) for readers in READERS]
-    widths = {name: linears[name].in_features for name in first}
-    inputs = {name: Inputs(torch.zeros(n, n), torch.zeros(n, n)) for name, n in widths.items()}
     hooks = [linears[name].register_forward_pre_hook(partial(hear, name)) for name in first]
-    for x, y in zip(x_BTD.split(ROWS), y_BTD.split(ROWS), strict=True):
-        run(x)
-        rounded = dict(heard)
-        y.copy_(run(y))
-        for name in first:
-            inputs[name].add(rounded[name], heard[name])
+    for part in x_BTD.split(ROWS):
+        run(part)
     for hook in hooks:
         hook.remove()
-    return inputs
+    return seconds
 
 
 def _round_alone(name: str, layer: Any) -> Matrix:
@@ -156,7 +131,7 @@ def _round_alone(name: str, layer: Any) -> Matrix:
     return made
 
 
-def _round_together(layers: dict[str, nn.Linear], inputs: Inputs) -> Iterator[tuple[str, Matrix]]:
+def _round_together(layers: dict[str, nn.Linear], second: Tensor) -> Iterator[tuple[str, Matrix]]:
     """Round matrices that read the same input to int4, as one."""
     sizes = [layer.out_features for layer in layers.values()]
     if not layers:
@@ -164,28 +139,29 @@ def _round_together(layers: dict[str, nn.Linear], inputs: Inputs) -> Iterator[tu
     for name, layer in layers.items():
         if not layer.weight.abs().max() <= FARTHEST:
             raise ValueError(f"{name} holds NaN, infinity or numbers beyond ±{FARTHEST:,}")
-    if not inputs.second.isfinite().all() or not inputs.drift.isfinite().all():
+    if not second.isfinite().all():
         raise ValueError(f"{next(iter(layers))} is given NaN or infinity by the text")
     weight = torch.cat([layer.weight for layer in layers.values()])
-    parts = (whole.split(sizes) for whole in round_columns(*aim(weight, inputs)))
+    upper = feedback(second)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # thousands of tiny steps: waiting for each other costs several times
+    try:
+        parts = [whole.split(sizes) for whole in round_columns(weight, upper)]
+    finally:
+        torch.set_num_threads(threads)
     for (name, layer), *part in zip(layers.items(), *parts, strict=True):
         made = lay(*(tensor.numpy() for tensor in part))
         layer.weight = nn.Parameter(torch.from_numpy(unpack(made)))
         yield name, made
 
 
-def aim(weight: Tensor, inputs: Inputs, damp: float = DAMP) -> tuple[Tensor, Tensor]:
-    """Move a matrix to where its outputs are nearest to the original's, and factor H⁻¹.
-
-    Shapes: (rows, n) → (rows, n), U (n, n).
-    """
-    second = inputs.second.double()
-    level = float(second.diagonal().mean())
-    second.diagonal().add_(damp * level if level else 1.0)
-    lower = torch.linalg.cholesky(second)
-    moved = torch.cholesky_solve((weight @ inputs.drift).double().T, lower).T
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-    return weight + moved.float(), upper.float()
+def feedback(second: Tensor, damp: float = DAMP) -> Tensor:
+    """Return U, by which errors are passed on, of H damped. Shapes: (n, n) → (n, n)."""
+    damped = second.double()
+    level = float(damped.diagonal().mean())
+    damped = damped + torch.eye(len(damped)) * (damp * level if level else 1.0)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True).float()
 
 
 def round_columns(weight: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
