@@ -133,9 +133,9 @@ def _round_alone(name: str, layer: Any) -> Matrix:
 
 def _round_together(layers: dict[str, nn.Linear], second: Tensor) -> Iterator[tuple[str, Matrix]]:
     """Round matrices that read the same input to int4, as one."""
-    sizes = [layer.out_features for layer in layers.values()]
     if not layers:
         return
+    sizes = [layer.out_features for layer in layers.values()]
     for name, layer in layers.items():
         if not layer.weight.abs().max() <= FARTHEST:
             raise ValueError(f"{name} holds NaN, infinity or numbers beyond ±{FARTHEST:,}")
@@ -223,7 +223,8 @@ def _try(w: Tensor, upper: Tensor, scale: Tensor, minimum: Tensor) -> tuple[Tens
         column -= torch.addcmul(minimum, q[j], scale)
         column /= upper[j, j]
         left[j + 1 :].flatten(1).addr_(upper[j, j + 1 :], column.flatten(), alpha=-1)
-    return left.square().sum(0), q, scale, minimum, left
+    cost = left.square().sum(0).nan_to_num(torch.inf)  # a line beyond f16 is none
+    return cost, q, scale, minimum, left
 
 
 def _line(slope: Tensor, flat: Tensor, aimed: Tensor) -> tuple[Tensor, Tensor]:

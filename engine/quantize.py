@@ -215,6 +215,7 @@ def lay(q: np.ndarray, scale: np.ndarray, minimum: np.ndarray) -> Matrix:
     """Store an int4 matrix that was rounded elsewhere.
 
     Shapes: q uint8 (rows, columns), 0 … 15; scale and minimum fp16 (rows, groups).
+    Raises: ValueError if a scale or minimum is none, or infinite.
     """
     (rows, columns), groups = q.shape, scale.shape[1]
     count = math.ceil(rows / LANES) * LANES
@@ -222,6 +223,7 @@ def lay(q: np.ndarray, scale: np.ndarray, minimum: np.ndarray) -> Matrix:
     padded[:rows, :columns] = q
     pair = np.zeros((2, count, groups), np.float16)
     pair[:, :rows] = scale, minimum
+    _check_finite(pair)
     data, lines = _laid(padded.reshape(count, groups, GROUP).transpose(2, 0, 1), pair)
     data, lines = np.ascontiguousarray(data), np.ascontiguousarray(lines)
     return Matrix(format="int4", rows=rows, columns=columns, data=data, scale=lines)

@@ -7,9 +7,6 @@ import typer
 
 from cli.options import Json, Quiet
 
-WINDOWS = 64
-LENGTH = 512  # tokens of each
-
 
 def quantize(
     model: Annotated[str, typer.Argument(help="Checkpoint: folder, or name under checkpoints/.")],
@@ -25,12 +22,12 @@ def quantize(
         Optional[str],
         typer.Option(
             metavar="TEXT|none",
-            help="int4: text to calibrate by: stdlib, pydoc, a file, folder or glob; both.",
+            help="int4: what it is calibrated by: a file, folder or glob; else stdlib and pydoc.",
         ),
     ] = None,
     windows: Annotated[
         int, typer.Option(min=2, max=4096, help="Pieces of that text, of 512 tokens.")
-    ] = WINDOWS,
+    ] = 64,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the quantized checkpoint that is there.")
     ] = False,
@@ -44,10 +41,10 @@ def quantize(
     try a format without writing anything: `lm generate --dtype int8`.
 
     int4 is calibrated: the model reads some text, and each matrix is rounded so
-    that it still gives what it gave on that. At first on the standard library
-    and its manual; your own kind of text serves you better. `--calibrate none`
-    rounds at once, which costs more accuracy. In int4 the embedding, the head
-    and the values of attention have 8 bits.
+    that it still gives what it gave on that, which takes minutes. Without
+    --calibrate it reads Python's standard library and manual; text of the kind
+    that you will use is better. `--calibrate none` rounds at once and loses
+    more. Embedding, head and the values of attention keep 8 bits.
 
     \b
     lm quantize smollm2 --to int8
@@ -62,28 +59,21 @@ def quantize(
     from cli.render import emit_json, percent, say, size
     from engine.config import DataConfig
     from engine.data.corpora import open_corpus
-    from engine.data.passages import gather
     from engine.errors import RecipeError
     from engine.interop.quantizing import Quantized
     from engine.interop.quantizing import quantize as quantizing
-    from engine.manifest import read_config
     from engine.peak import peak_memory
     from engine.runs import find
-    from engine.text.tokenizer import load_tokenizer
 
     began = time.perf_counter()
     folder = find(model, CHECKPOINTS)
     out = out or CHECKPOINTS / f"{Path(model).resolve().name}-{to}"
-    passages = None
-    if calibrate != "none" and to == "int4":
-        sources = [calibrate] if calibrate else ["stdlib", "pydoc"]
-        corpora = [open_corpus(source, DataConfig()) for source in sources]
-        length = min(LENGTH, read_config(folder).max_seq_len)
-        passages = gather(corpora, load_tokenizer(folder), length, windows)
-    elif calibrate not in (None, "none"):
+    if to == "int8" and calibrate not in (None, "none"):
         raise RecipeError("--calibrate is for int4; int8 loses too little to need it")
+    sources = {None: ["stdlib", "pydoc"], "none": []}.get(calibrate, [calibrate])
+    corpora = [open_corpus(source, DataConfig()) for source in sources if to == "int4"]
     with tidy_interrupt():
-        events = quantizing(folder, out, to, force=force, passages=passages)
+        events = quantizing(folder, out, to, force=force, corpora=corpora, windows=windows)
         made = follow(events, Quantized, quiet)
     seconds = time.perf_counter() - began
     if as_json:

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from engine.adapter_config import MERGE, is_adapter, weights_digest
 from engine.calibrate import calibrate, perplexity
 from engine.checkpoint import load_model
 from engine.config import ModelConfig
-from engine.data.passages import Passages
+from engine.data.corpora import Corpus
+from engine.data.passages import Passages, gather
 from engine.errors import CheckpointError, RecipeError
 from engine.files import whole_folder
 from engine.interop.exporting import PLAIN
@@ -40,6 +41,8 @@ from engine.model.shapes import parameter_shapes
 from engine.quantize import Format, Matrix, format_of, relative_error, widen
 from engine.text.tokenizer import load_tokenizer
 from engine.weights import DTYPES, TensorSpec, check_room, write_weights
+
+LENGTH = 512  # tokens of a window to calibrate by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +67,15 @@ def quantize(
     format: Format,
     *,
     force: bool = False,
-    passages: Passages | None = None,
+    corpora: Sequence[Corpus] = (),
+    windows: int = 64,
 ) -> Iterator[Progress | Quantized]:
     """Write a checkpoint with its matrices rounded; yields progress, then the result.
 
-    With passages of text, int4 is calibrated by them.
+    With corpora, int4 is calibrated by about this many windows of them.
 
-    Raises: CheckpointError if it is no whole, unrounded model; RecipeError if `out` exists, with
+    Raises: CheckpointError if it is no whole, unrounded model; DataError if there is too little
+    text; RecipeError if `out` exists, with
     `force` if that is not an earlier outcome and nothing else; ResourceError if the disk refuses.
     """
     _check_out(folder, out, force)
@@ -80,13 +85,14 @@ def quantize(
     if already := stored_format(folder):
         raise CheckpointError(f"{folder}: is quantized already, to {already}; take its original")
     config = read_config(folder)
-    load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     specs = _plan(folder, config, format)
     total = sum(spec.bytes for spec in specs)
     check_room(out, total + 50_000_000)
     ready: dict[str, Matrix] = {}
     calibration = None
-    if passages and format == "int4":
+    if corpora and format == "int4":
+        passages = gather(corpora, tokenizer, min(LENGTH, config.max_seq_len), windows)
         calibration = yield from _calibrate(folder, passages, ready)
     errors: dict[str, float] = {}
     done = 0

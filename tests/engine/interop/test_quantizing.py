@@ -10,7 +10,8 @@ import torch
 
 from engine.calibrate import calibrate, perplexity
 from engine.checkpoint import load_model
-from engine.data.passages import Passages
+from engine.data.corpora import Corpus
+from engine.data.passages import gather
 from engine.errors import CheckpointError, RecipeError, ResourceError
 from engine.interop.importing import Progress
 from engine.interop.quantizing import Quantized, quantize
@@ -20,6 +21,8 @@ from engine.quantize import Matrix, format_of, pack, unpack
 from engine.tensors import SINGLE
 from tests.engine.model.test_families import CASES
 from tests.engine.test_matrices import make, sign
+
+WORDS = [Corpus(name="words", texts=[("a", " ".join(f"word {n} and" for n in range(5000)))])]
 
 
 @pytest.fixture
@@ -79,15 +82,15 @@ def test_what_is_written_is_what_packing_gives(case, format, tmp_path, tokenizer
 def test_what_is_calibrated_is_written_and_read_back(case, tmp_path, tokenizer):
     """Each matrix as calibrating the model in memory gives it; for C, and widened for torch."""
     folder = made(tmp_path / "model", tokenizer, case, "bf16")
-    text = passages(tokenizer)
-    *progress, said = quantize(folder, tmp_path / "out", "int4", passages=text)
+    config = read_config(folder)
+    text = gather(WORDS, tokenizer, config.max_seq_len, 12)
+    *progress, said = quantize(folder, tmp_path / "out", "int4", corpora=WORDS, windows=12)
     assert {e.doing for e in progress if isinstance(e, Progress)} == {"calibrating", "writing"}
     assert isinstance(said, Quantized) and said.calibration
     model, _ = load_model(folder)
     assert said.calibration["perplexity_before"] == perplexity(model, torch.tensor(text.held))
     expected = dict(calibrate(model, torch.tensor(text.learned)))
     assert said.calibration["perplexity"] == perplexity(model, torch.tensor(text.held))
-    config = read_config(folder)
     stored = read_matrices(tmp_path / "out", config, None)
     assert set(expected) == {name for name, found in stored.items() if isinstance(found, Matrix)}
     state = load_model(tmp_path / "out")[0].state_dict()
@@ -99,23 +102,11 @@ def test_what_is_calibrated_is_written_and_read_back(case, tmp_path, tokenizer):
         assert np.array_equal(found.scale, matrix.scale), name
         assert torch.equal(state[name], model.state_dict()[name])
     made_of = read_manifest(tmp_path / "out")["quantized"]["calibration"]
-    assert made_of == said.calibration and made_of["digest"] == "0" * 64
+    assert made_of == said.calibration and made_of["digest"] == text.digest
 
 
-def passages(tokenizer):
-    text = tokenizer.prompt(b"for each line in the file, count its words and print them\n" * 60)
-    windows = np.array(text[: 24 * 20], np.int64).reshape(20, 24)
-    return Passages(
-        learned=windows[:16],
-        held=windows[16:],
-        held_bytes=300,
-        sources=("words",),
-        digest="0" * 64,
-    )
-
-
-def test_an_interruption_of_calibrating_leaves_nothing(folder, tmp_path, tokenizer):
-    events = quantize(folder, tmp_path / "out", "int4", passages=passages(tokenizer))
+def test_an_interruption_of_calibrating_leaves_nothing(folder, tmp_path):
+    events = quantize(folder, tmp_path / "out", "int4", corpora=WORDS)
     for _ in range(5):
         event = next(events)
         assert isinstance(event, Progress) and event.doing == "calibrating"
