@@ -19,7 +19,7 @@ Source: Frantar et al. 2022, arXiv:2210.17323 (GPTQ).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,8 +43,10 @@ READERS = (
 
 
 @torch.no_grad()
-def calibrate(model: Transformer, tokens_BT: Tensor) -> Iterator[tuple[str, Matrix]]:
-    """Round a model's matrices, each to what it has in int4; yields each with its name.
+def calibrate(
+    model: Transformer, tokens_BT: Tensor, fine: Sequence[str] = ()
+) -> Iterator[tuple[str, Matrix]]:
+    """Round a model's matrices, each to its `format_of` in int4; yields each with its name.
 
     The model's own weights become what the rounded ones stand for.
 
@@ -68,7 +70,7 @@ def calibrate(model: Transformer, tokens_BT: Tensor) -> Iterator[tuple[str, Matr
         for readers in READERS:
             layers = {f"blocks.{index}.{n}.weight": linears[n] for n in readers if n in linears}
             second = seconds[next(name for name in readers if name in linears)]
-            for name in [name for name in layers if format_of(name, "int4") == "int8"]:
+            for name in [name for name in layers if format_of(name, "int4", fine) == "int8"]:
                 yield name, _round_alone(name, layers.pop(name))
             yield from _round_together(layers, second)
         for part in x_BTD.split(ROWS):

@@ -14,7 +14,7 @@ narrower ranges is known from llama.cpp.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,13 +52,13 @@ class Matrix:
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
-def format_of(name: str, format: Format) -> Format:
-    """Return what a matrix has in a model of a format: in int4, a few have int8.
+def format_of(name: str, format: Format, fine: Iterable[str] = ()) -> Format:
+    """Return what a matrix has in a model of a format: in int4, a few have int8, and `fine` too.
 
     Embedding and head decide each token on their own, and values are few and go into everything:
     of all matrices, rounding these further costs most for what it saves.
     """
-    return "int8" if format == "int4" and any(part in name for part in FINE) else format
+    return "int8" if format == "int4" and any(part in name for part in (*FINE, *fine)) else format
 
 
 def packed_shapes(

@@ -27,7 +27,11 @@ def quantize(
     ] = None,
     windows: Annotated[
         int, typer.Option(min=2, max=4096, help="Pieces of that text, of 512 tokens.")
-    ] = 64,
+    ] = 32,
+    keep: Annotated[
+        Optional[list[str]],
+        typer.Option(help="int4: matrices that keep 8 bits too, like down_proj; repeatable."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the quantized checkpoint that is there.")
     ] = False,
@@ -49,6 +53,7 @@ def quantize(
     \b
     lm quantize smollm2 --to int8
     lm quantize smollm2 --to int4
+    lm quantize smollm2 --to int4 --keep down_proj
     lm quantize tuned --to int4 --calibrate letters.txt -o checkpoints/small
     """
     import dataclasses
@@ -73,7 +78,9 @@ def quantize(
     sources = {None: ["stdlib", "pydoc"], "none": []}.get(calibrate, [calibrate])
     corpora = [open_corpus(source, DataConfig()) for source in sources if to == "int4"]
     with tidy_interrupt():
-        events = quantizing(folder, out, to, force=force, corpora=corpora, windows=windows)
+        events = quantizing(
+            folder, out, to, force=force, corpora=corpora, windows=windows, fine=keep or ()
+        )
         made = follow(events, Quantized, quiet)
     seconds = time.perf_counter() - began
     if as_json:
@@ -81,8 +88,8 @@ def quantize(
         emit_json("quantize", facts | {"seconds": seconds, "peak_memory": peak_memory()})
         return
     say(
-        f"weights  {size(made.bytes_before)} → {size(made.bytes)}, {made.matrices} matrices in"
-        f" {seconds:.1f} s",
+        f"weights  {size(made.bytes_before)} → {size(made.bytes)}, {made.bits_per_weight:.2f} bits"
+        f" each, {made.matrices} matrices in {seconds:.1f} s",
         quiet,
     )
     if told := made.calibration:

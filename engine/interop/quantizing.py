@@ -68,15 +68,17 @@ def quantize(
     *,
     force: bool = False,
     corpora: Sequence[Corpus] = (),
-    windows: int = 64,
+    windows: int = 32,
+    fine: Sequence[str] = (),
 ) -> Iterator[Progress | Quantized]:
     """Write a checkpoint with its matrices rounded; yields progress, then the result.
 
-    With corpora, int4 is calibrated by about this many windows of them.
+    With corpora, int4 is calibrated by about this many windows of them. Matrices with one of the
+    words `fine` in their name keep int8.
 
     Raises: CheckpointError if it is no whole, unrounded model; DataError if there is too little
-    text; RecipeError if `out` exists, with
-    `force` if that is not an earlier outcome and nothing else; ResourceError if the disk refuses.
+    text; RecipeError if `out` exists, with `force` if that is not an earlier outcome and nothing
+    else, or a word fits no matrix; ResourceError if the disk refuses.
     """
     _check_out(folder, out, force)
     if is_adapter(folder):
@@ -85,19 +87,23 @@ def quantize(
     if already := stored_format(folder):
         raise CheckpointError(f"{folder}: is quantized already, to {already}; take its original")
     config = read_config(folder)
+    for word in fine:
+        if not any(word in name for name, shape in parameter_shapes(config).items() if shape[1:]):
+            raise RecipeError(f"{word}: no matrix of {folder} has a name with that")
     tokenizer = load_tokenizer(folder)
-    specs = _plan(folder, config, format)
+    specs = _plan(folder, config, format, fine)
     total = sum(spec.bytes for spec in specs)
     check_room(out, total + 50_000_000)
     ready: dict[str, Matrix] = {}
     calibration = None
     if corpora and format == "int4":
         passages = gather(corpora, tokenizer, min(LENGTH, config.max_seq_len), windows)
-        calibration = yield from _calibrate(folder, passages, ready)
+        calibration = yield from _calibrate(folder, passages, ready, fine)
     errors: dict[str, float] = {}
     done = 0
     with whole_folder(out, replace=force) as made:
-        for spec in write_weights(made, specs, _tensors(folder, config, format, ready, errors)):
+        tensors = _tensors(folder, config, format, ready, errors, fine)
+        for spec in write_weights(made, specs, tensors):
             done += spec.bytes
             yield Progress(done, total)
         worst = max(errors, key=lambda name: errors[name])
@@ -110,9 +116,7 @@ def quantize(
             mean_error=sum(errors.values()) / len(errors),
             largest_error=errors[worst],
             largest=worst,
-            bits_per_weight=8
-            * total
-            / sum(math.prod(s) for s in parameter_shapes(config).values()),
+            bits_per_weight=8 * total / sum(map(math.prod, parameter_shapes(config).values())),
             calibration=calibration,
         )
         _write_small(folder, made, format)
@@ -160,16 +164,18 @@ def _stray(folder: Path) -> Path | None:
     return None
 
 
-def _plan(folder: Path, config: ModelConfig, format: Format) -> list[TensorSpec]:
+def _plan(
+    folder: Path, config: ModelConfig, format: Format, fine: Sequence[str]
+) -> list[TensorSpec]:
     """List what is to be written: matrices in the order in which they are read, scales, vectors."""
     shapes = parameter_shapes(config)
     ordered = {name: shapes[name] for name, _ in plain_parameters(folder, config)}
-    layout = quantized_layout(ordered, {name: format_of(name, format) for name in ordered})
+    layout = quantized_layout(ordered, {name: format_of(name, format, fine) for name in ordered})
     return [TensorSpec(name, shape, DTYPES[kind]) for name, (kind, shape) in layout.items()]
 
 
 def _calibrate(
-    folder: Path, passages: Passages, ready: dict[str, Matrix]
+    folder: Path, passages: Passages, ready: dict[str, Matrix], fine: Sequence[str]
 ) -> Generator[Progress, None, dict[str, Any]]:
     """Fill in all matrices, rounded with an eye on text; yields progress, returns what to tell.
 
@@ -181,7 +187,7 @@ def _calibrate(
     total = sum(math.prod(s) for s in parameter_shapes(model.config).values() if len(s) == 2)
     done = 0
     try:
-        for name, matrix in calibrate(model, learned):
+        for name, matrix in calibrate(model, learned, fine):
             ready[name] = matrix
             done += matrix.rows * matrix.columns
             yield Progress(4 * done, 4 * total, "calibrating")
@@ -203,6 +209,7 @@ def _tensors(
     format: Format,
     ready: dict[str, Matrix],
     errors: dict[str, float],
+    fine: Sequence[str],
 ) -> Iterator[Tensor]:
     """Yield what `_plan` lists, and note the error of each matrix; some are ready."""
     scales, vectors = [], []
@@ -212,7 +219,7 @@ def _tensors(
             continue
         matrix = ready.pop(name, None)
         if matrix is None:
-            matrix = pack_parameter(name, values, format_of(name, format), folder)
+            matrix = pack_parameter(name, values, format_of(name, format, fine), folder)
         errors[name] = relative_error(values, matrix)
         assert matrix.scale is not None
         yield torch.from_numpy(matrix.data)

@@ -105,6 +105,19 @@ def test_what_is_calibrated_is_written_and_read_back(case, tmp_path, tokenizer):
     assert made_of == said.calibration and made_of["digest"] == text.digest
 
 
+@pytest.mark.parametrize("corpora", [(), WORDS], ids=["rounded", "calibrated"])
+def test_more_may_keep_8_bits(corpora, folder, tmp_path):
+    few = result(folder, tmp_path / "few", "int4", corpora=corpora, windows=4)
+    more = result(folder, tmp_path / "more", "int4", corpora=corpora, windows=4, fine=["down_proj"])
+    assert few.bits_per_weight < more.bits_per_weight and few.bytes < more.bytes
+    config = read_config(folder)
+    for place, expected in (("few", "int4"), ("more", "int8")):
+        stored = read_matrices(tmp_path / place, config, None)
+        found = [x for n, x in stored.items() if "down_proj" in n and isinstance(x, Matrix)]
+        assert {matrix.format for matrix in found} == {expected}
+        load_model(tmp_path / place)
+
+
 def test_an_interruption_of_calibrating_leaves_nothing(folder, tmp_path):
     events = quantize(folder, tmp_path / "out", "int4", corpora=WORDS)
     for _ in range(5):
