@@ -89,16 +89,21 @@ def follow(events: Iterator[Progress | Result], kind: type[Result], quiet: bool)
             assert isinstance(event, Progress)
             if time.monotonic() - said > INTERVAL:
                 said = time.monotonic()
-                say(f"written {size(event.done)} of {size(event.total)}", quiet)
+                say(f"{event.doing} {size(event.done)} of {size(event.total)}", quiet)
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=err, transient=True) as bar:
         task = bar.add_task("writing", total=None)
         for event in events:
             if isinstance(event, kind):
                 return event
             assert isinstance(event, Progress)
-            bar.update(task, completed=event.done, total=event.total)
+            bar.update(task, description=event.doing, completed=event.done, total=event.total)
     raise AssertionError("writing ends with its result")

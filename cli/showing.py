@@ -176,6 +176,11 @@ def _print_origin(out: Callable[..., None], shown: Shown) -> None:
         _print_training(out, shown)
     if made := manifest.get("quantized"):
         out(f"quantized  to {made['format']} from {made['folder']}")
+        if told := made.get("calibration"):
+            rise = told["perplexity"] / told["perplexity_before"] - 1
+            out(f"           calibrated by {', '.join(told['text'])}: perplexity {rise:+.2%}")
+        elif made["format"] == "int4":
+            out("           without calibration")
         out(f"           relative error {percent(made['mean_error'])} in the mean of all matrices")
     for name, entry in sorted(manifest.get("files", {}).items()):
         out(f"file       {entry['sha256'][:12]}  {entry['bytes']:>13,}  {name}")

@@ -155,8 +155,12 @@ def pack_parameter(
 def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parameters:
     """Read the tensors of a quantized checkpoint. Raises: CheckpointError if they do not fit."""
     shapes = parameter_shapes(config)
-    expected = quantized_layout(shapes, format)
     tensors = Tensors(folder, kinds=("U8", "F32", "F16"), copied=True)
+    formats = {name: format_of(name, format) for name in shapes}
+    for name in formats:  # in int4, any matrix of a block may have int8, of four dimensions
+        if format == "int4" and name.startswith("blocks.") and name in tensors.places:
+            formats[name] = "int8" if len(tensors.places[name].shape) == 4 else "int4"
+    expected = quantized_layout(shapes, formats)
     found = {name: (place.kind, place.shape) for name, place in tensors.places.items()}
     for name in expected.keys() | found.keys():
         if found.get(name) != expected.get(name):
@@ -178,13 +182,15 @@ def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parame
                     f"{folder}: {name}.scale holds NaN or infinity; the checkpoint is damaged, make"
                     " it again with `lm quantize`"
                 )
-            kind = format_of(name, format)
+            kind = formats[name]
             data = Matrix(format=kind, rows=rows, columns=columns, data=data, scale=scale)
         parameters[name] = data
     return parameters
 
 
-def quantized_layout(shapes: Mapping[str, Shape], format: Format) -> dict[str, tuple[str, Shape]]:
+def quantized_layout(
+    shapes: Mapping[str, Shape], formats: Mapping[str, Format]
+) -> dict[str, tuple[str, Shape]]:
     """Return type and shape of each tensor of a quantized checkpoint, in the order on disk.
 
     Scales and vectors come last: all matrices then begin at a multiple of 64 bytes.
@@ -193,7 +199,7 @@ def quantized_layout(shapes: Mapping[str, Shape], format: Format) -> dict[str, t
     scales: dict[str, tuple[str, Shape]] = {}
     for name, shape in shapes.items():
         if len(shape) == 2:
-            data, scale = packed_shapes(format_of(name, format), *shape)
+            data, scale = packed_shapes(formats[name], *shape)
             assert scale is not None
             layout[name], scales[f"{name}.scale"] = ("U8", data), ("F16", scale)
     vectors = {name: ("F32", shape) for name, shape in shapes.items() if len(shape) == 1}

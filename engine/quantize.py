@@ -14,7 +14,7 @@ narrower ranges is known from llama.cpp.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,7 @@ NUMBERS = 1 << 16  # converted at once, so that what is between the steps stays 
 # How much of a group's range the 16 steps of int4 span before least squares; what lies outside
 # moves to the end. The whole range comes first, so that the outcome is never worse than that.
 SPANS = (1.0, 0.92, 0.82)
+FINE = ("embed_", "lm_head", "v_proj")  # matrices that have int8 in a model of int4
 FARTHEST8 = 8_000_000  # so that the scale stays within f16
 FARTHEST = 30_000  # so that minimum and 15 times the scale stay within f16
 
@@ -52,13 +53,13 @@ class Matrix:
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
-def format_of(name: str, format: Format) -> Format:
-    """Return what a matrix has in a model of a format: in int4, embedding and head have int8.
+def format_of(name: str, format: Format, fine: Iterable[str] = ()) -> Format:
+    """Return what a matrix has in a model of a format: in int4, a few have int8, and `fine` too.
 
-    They decide each token on their own, and rounding them further costs most.
+    Embedding and head decide each token on their own, and values are few and go into everything:
+    of all matrices, rounding these further costs most for what it saves.
     """
-    rough = format == "int4" and name.startswith(("embed_", "lm_head"))
-    return "int8" if rough else format
+    return "int8" if format == "int4" and any(part in name for part in (*FINE, *fine)) else format
 
 
 def packed_shapes(
@@ -199,7 +200,7 @@ def _from_int8(data: np.ndarray, scale: np.ndarray) -> np.ndarray:
 def _int4(wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round whole panels. Shapes: (16·P, columns) → data (P, G, 4, 16, 4), scale (P, G, 2, 16)."""
     count, columns = wide.shape
-    panels, groups, whole = count // LANES, math.ceil(columns / GROUP), columns // GROUP
+    groups, whole = math.ceil(columns / GROUP), columns // GROUP
     q = np.zeros((GROUP, count, groups), np.uint8)
     pair = np.zeros((2, count, groups), np.float16)
     # The numbers of a group along the first axis: sums over them are then sums of long rows.
@@ -210,9 +211,33 @@ def _int4(wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if rest := columns - whole * GROUP:
         q[:rest, :, whole], *lines = _fit(np.ascontiguousarray(wide[:, whole * GROUP :].T))
         pair[:, :, whole] = lines
-    halves = q.reshape(4, 2, 4, panels, LANES, groups)
+    return _laid(q, pair)
+
+
+def lay(q: np.ndarray, scale: np.ndarray, minimum: np.ndarray) -> Matrix:
+    """Store an int4 matrix that was rounded elsewhere.
+
+    Shapes: q uint8 (rows, columns), 0 … 15; scale and minimum fp16 (rows, groups).
+    Raises: ValueError if a scale or minimum is none, or infinite.
+    """
+    (rows, columns), groups = q.shape, scale.shape[1]
+    count = math.ceil(rows / LANES) * LANES
+    padded = np.zeros((count, groups * GROUP), np.uint8)
+    padded[:rows, :columns] = q
+    pair = np.zeros((2, count, groups), np.float16)
+    pair[:, :rows] = scale, minimum
+    _check_finite(pair)
+    data, lines = _laid(padded.reshape(count, groups, GROUP).transpose(2, 0, 1), pair)
+    data, lines = np.ascontiguousarray(data), np.ascontiguousarray(lines)
+    return Matrix(format="int4", rows=rows, columns=columns, data=data, scale=lines)
+
+
+def _laid(q: np.ndarray, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Put rows side by side. Shapes: (32, 16·P, G) and (2, 16·P, G) → as `_int4` returns."""
+    _, count, groups = q.shape
+    halves = q.reshape(4, 2, 4, count // LANES, LANES, groups)
     data = (halves[:, 0] | halves[:, 1] << 4).transpose(2, 4, 0, 3, 1)
-    return data, pair.reshape(2, panels, LANES, groups).transpose(1, 3, 0, 2)
+    return data, pair.reshape(2, count // LANES, LANES, groups).transpose(1, 3, 0, 2)
 
 
 def _fit(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

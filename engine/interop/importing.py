@@ -34,10 +34,11 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Bytes of weights written so far."""
+    """Bytes of weights written so far, or otherwise dealt with."""
 
     done: int
     total: int
+    doing: str = "writing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

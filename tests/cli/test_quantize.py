@@ -36,7 +36,9 @@ def place(tmp_path, tokenizer):
 def test_a_quantized_model_is_made_shown_verified_and_used(format, run, place):
     made = run("quantize", "small", "--to", format)
     assert made.code == 0 and made.out == ""
-    first, second, third, last = made.err.splitlines()[-4:]
+    first, *gain, second, third, last = made.err.splitlines()[-5 if format == "int4" else -4 :]
+    for line in gain:  # int4 is calibrated unless it is told not to be
+        assert re.match(r"perplexity  [\d.]+ → [\d.]+ \([-+][\d.]+ ?%\) on [\d.]+ kB that ", line)
     assert first.startswith("weights  ") and " kB → " in first and "16 matrices" in first
     assert re.match(r"error    0?[.\d]+ % of a matrix in the mean, [.\d]+ % at most \(", second)
     assert third.startswith(f"made checkpoints/small-{format} (peak memory")
@@ -77,6 +79,43 @@ def test_int4_is_rougher_and_smaller_than_int8(run, place):
         for format in ("int8", "int4")
     )
     assert four["bytes"] < eight["bytes"] and four["mean_error"] > 3 * eight["mean_error"]
+
+
+def test_int4_is_calibrated_by_the_text_that_is_named(run, place):
+    text = place.parent / "letters.txt"
+    text.write_text("Dear reader, this is a letter about nothing at all.\n" * 400)
+    words = ("quantize", "small", "--to", "int4", "--json", "-o")
+    built_in, own, plain = (
+        json.loads(run(*words, *more).out)
+        for more in (("a",), ("b", "--calibrate", str(text)), ("c", "--calibrate", "none"))
+    )
+    assert built_in["calibration"]["text"] == ["stdlib", "pydoc"]
+    assert own["calibration"]["text"] == [str(text)] and plain["calibration"] is None
+    assert own["calibration"]["digest"] != built_in["calibration"]["digest"]
+    assert own["calibration"]["perplexity_before"] > 1 and own["calibration"]["perplexity"] > 1
+    assert own["mean_error"] > plain["mean_error"]  # which is what it is paid with
+    assert own["bytes"] == plain["bytes"] and 4 < own["bits_per_weight"] < 9
+    shown = json.loads((place.parent / "b" / "manifest.json").read_text())["quantized"]
+    assert shown["calibration"] == own["calibration"]
+    assert f"by {text}" in run("show", str(place.parent / "b")).out
+    assert "without calibration" in run("show", str(place.parent / "c")).out
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (("--to", "int8", "--calibrate", "stdlib"), 2, "--calibrate is for int4"),
+        (("--to", "int4", "--calibrate", "nowhere"), 3, "nowhere: no such file"),
+        (("--to", "int4", "--keep", "dwon"), 2, "dwon: no matrix of"),
+        (("--to", "int4", "--calibrate", "short.txt"), 3, "too little text to calibrate by"),
+    ],
+    ids=["int8", "missing", "keep", "short"],
+)
+def test_what_cannot_be_calibrated_by_is_said(more, code, said, run, place):
+    (place.parent / "short.txt").write_text("Brief.")
+    result = run("quantize", "small", *more)
+    assert result.code == code and said in result.err.splitlines()[-1]
+    assert [path.name for path in place.iterdir()] == ["small"]
 
 
 def test_what_is_in_the_way_is_said(run, place):

@@ -96,11 +96,12 @@ def test_every_format_comes_of_every_stored_one(name, stored, format, tmp_path):
         assert np.array_equal(unpack(found), unpack(pack(state[parameter], wanted))), parameter
 
 
-def test_embedding_and_head_of_int4_are_int8(tmp_path):
+def test_embedding_head_and_values_of_int4_are_int8(tmp_path):
     make(tmp_path, CASES["Qwen2.5"])
     read = read_matrices(tmp_path, read_config(tmp_path), "int4")
     kinds = {name: m.format for name, m in read.items() if isinstance(m, Matrix)}
     assert kinds.pop("embed_tokens.weight") == kinds.pop("lm_head.weight") == "int8"
+    assert {kinds.pop(name) for name in list(kinds) if "v_proj" in name} == {"int8"}
     assert set(kinds.values()) == {"int4"}
 
 
@@ -249,7 +250,9 @@ def test_a_quantized_checkpoint_that_does_not_fit_is_refused(broken, tmp_path):
 def test_the_layout_on_disk_keeps_matrices_at_cache_lines(format):
     sizes = {"U8": 1, "F32": 4, "F16": 2}
     begin, small = 0, False
-    for name, (kind, shape) in quantized_layout(parameter_shapes(SMALL), format).items():
+    shapes = parameter_shapes(SMALL)
+    formats = {name: format_of(name, format) for name in shapes}
+    for name, (kind, shape) in quantized_layout(shapes, formats).items():
         small |= kind != "U8"
         assert small == (kind != "U8") and (small or begin % 64 == 0), name
         begin += int(np.prod(shape)) * sizes[kind]

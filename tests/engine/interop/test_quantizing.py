@@ -8,7 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from engine.calibrate import calibrate, perplexity
 from engine.checkpoint import load_model
+from engine.data.corpora import Corpus
+from engine.data.passages import gather
 from engine.errors import CheckpointError, RecipeError, ResourceError
 from engine.interop.importing import Progress
 from engine.interop.quantizing import Quantized, quantize
@@ -18,6 +21,8 @@ from engine.quantize import Matrix, format_of, pack, unpack
 from engine.tensors import SINGLE
 from tests.engine.model.test_families import CASES
 from tests.engine.test_matrices import make, sign
+
+WORDS = [Corpus(name="words", texts=[("a", " ".join(f"word {n} and" for n in range(5000)))])]
 
 
 @pytest.fixture
@@ -71,6 +76,68 @@ def test_what_is_written_is_what_packing_gives(case, format, tmp_path, tokenizer
     assert said.mean_error == pytest.approx(np.mean(list(errors.values())), rel=1e-4)
     assert said.largest_error == pytest.approx(errors[said.largest], rel=1e-4)
     assert said.largest_error == pytest.approx(max(errors.values()), rel=1e-4)
+
+
+@pytest.mark.parametrize("case", ["SmolLM2", "gpt2", "Gemma-2", "Qwen2.5"])
+def test_what_is_calibrated_is_written_and_read_back(case, tmp_path, tokenizer):
+    """Each matrix as calibrating the model in memory gives it; for C, and widened for torch."""
+    folder = made(tmp_path / "model", tokenizer, case, "bf16")
+    config = read_config(folder)
+    text = gather(WORDS, tokenizer, config.max_seq_len, 12)
+    *progress, said = quantize(folder, tmp_path / "out", "int4", corpora=WORDS, windows=12)
+    assert {e.doing for e in progress if isinstance(e, Progress)} == {"calibrating", "writing"}
+    assert isinstance(said, Quantized) and said.calibration
+    model, _ = load_model(folder)
+    assert said.calibration["perplexity_before"] == perplexity(model, torch.tensor(text.held))
+    expected = dict(calibrate(model, torch.tensor(text.learned)))
+    assert said.calibration["perplexity"] == perplexity(model, torch.tensor(text.held))
+    stored = read_matrices(tmp_path / "out", config, None)
+    assert set(expected) == {name for name, found in stored.items() if isinstance(found, Matrix)}
+    state = load_model(tmp_path / "out")[0].state_dict()
+    for name, matrix in expected.items():
+        found = stored[name]
+        assert isinstance(found, Matrix) and found.format == matrix.format
+        assert np.array_equal(found.data, matrix.data), name
+        assert found.scale is not None and matrix.scale is not None
+        assert np.array_equal(found.scale, matrix.scale), name
+        assert torch.equal(state[name], model.state_dict()[name])
+    made_of = read_manifest(tmp_path / "out")["quantized"]["calibration"]
+    assert made_of == said.calibration and made_of["digest"] == text.digest
+
+
+@pytest.mark.parametrize("corpora", [(), WORDS], ids=["rounded", "calibrated"])
+def test_more_may_keep_8_bits(corpora, folder, tmp_path):
+    few = result(folder, tmp_path / "few", "int4", corpora=corpora, windows=4)
+    more = result(folder, tmp_path / "more", "int4", corpora=corpora, windows=4, fine=["down_proj"])
+    assert few.bits_per_weight < more.bits_per_weight and few.bytes < more.bytes
+    config = read_config(folder)
+    for place, expected in (("few", "int4"), ("more", "int8")):
+        stored = read_matrices(tmp_path / place, config, None)
+        found = [x for n, x in stored.items() if "down_proj" in n and isinstance(x, Matrix)]
+        assert {matrix.format for matrix in found} == {expected}
+        load_model(tmp_path / place)
+
+
+def test_an_interruption_of_calibrating_leaves_nothing(folder, tmp_path):
+    events = quantize(folder, tmp_path / "out", "int4", corpora=WORDS)
+    for _ in range(5):
+        event = next(events)
+        assert isinstance(event, Progress) and event.doing == "calibrating"
+    events.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_int4_of_before_values_had_8_bits_is_still_read(folder, tmp_path, monkeypatch):
+    new = result(folder, tmp_path / "new", "int4")
+    monkeypatch.setattr("engine.quantize.FINE", ("embed_", "lm_head"))
+    old = result(folder, tmp_path / "old", "int4")
+    monkeypatch.undo()
+    assert old.bytes < new.bytes
+    config = read_config(folder)
+    for place, format in (("old", "int4"), ("new", "int8")):
+        found = read_matrices(tmp_path / place, config, None)["blocks.0.attention.v_proj.weight"]
+        assert isinstance(found, Matrix) and found.format == format
+        load_model(tmp_path / place)
 
 
 def test_int8_is_the_model_rounded_by_another_reckoning(folder, tmp_path):
