@@ -24,7 +24,7 @@ from engine.manifest import write_manifest
 from engine.model.families import FAMILIES
 from engine.model.shapes import check_fit, parameter_shapes
 from engine.sampling_defaults import sample_defaults
-from engine.text.library import shorter
+from engine.text.library import shorten
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.weights import TensorSpec, check_room, write_weights
 
@@ -82,7 +82,7 @@ def bring_in(
     with whole_folder(out) as folder:
         _write_files(source, folder, specs[0].dtype)
         tokenizer = _check_files(source, folder)
-        _shorten(folder / "tokenizer.json")
+        shorten(folder / "tokenizer.json")
         done = 0
         for spec in write_weights(folder, specs, source.read(names)):
             done += spec.bytes
@@ -136,11 +136,6 @@ def _check_files(source: Source, folder: Path) -> Tokenizer:
             f" {source.shape.vocab_size}"
         )
     return tokenizer
-
-
-def _shorten(file: Path) -> None:
-    """Write a tokenizer.json, known to be whole, so that it loads faster."""
-    file.write_text(shorter(file.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _missing_prefix(source: Source, model_type: str) -> str:

@@ -39,6 +39,7 @@ from engine.matrices import (
 from engine.model.config_json import QUANTIZATION
 from engine.model.shapes import parameter_shapes
 from engine.quantize import Format, Matrix, format_of, relative_error, widen
+from engine.text.library import shorten
 from engine.text.tokenizer import load_tokenizer
 from engine.weights import DTYPES, TensorSpec, check_room, write_weights
 
@@ -233,6 +234,7 @@ def _write_small(folder: Path, made: Path, format: Format) -> None:
     for pattern in (*PLAIN, "recipe.yaml"):
         for file in folder.glob(pattern):
             shutil.copyfile(file, made / file.name)
+    shorten(made / "tokenizer.json")
     raw = read_json(folder / "config.json")
     write_json(made / "config.json", raw | {QUANTIZATION: quantization(format)})
 
