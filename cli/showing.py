@@ -261,7 +261,7 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
 
 def fit(shown: Shown) -> dict[str, Any]:
     """Say what running a model takes and how long a context fits this machine's free memory."""
-    from engine.hardware import free_memory
+    from engine.pages import free_memory
 
     config, run, free = shown.config, runs_by(shown), free_memory()
     per_token = kv_bytes_per_token(config, WIDTH[run.kv])

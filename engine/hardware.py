@@ -5,14 +5,13 @@ nothing is decided at import. What the machine is, and how fast, is in `engine/m
 """
 
 import ctypes
-import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 
 from engine.errors import ResourceError
+from engine.pages import free_memory
 
 
 def pick_device(wish: str) -> torch.device:
@@ -106,13 +105,3 @@ def check_memory(
             f"{what} needs about {needed / 1e9:,.1f} GB and {there / 1e9:,.1f} GB are free; make"
             f" {smaller} smaller"
         )
-
-
-def free_memory() -> int:
-    """Return the bytes of main memory that can be had without swapping."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

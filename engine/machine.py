@@ -22,9 +22,11 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from engine.hardware import free_memory, synchronize
+from engine.hardware import synchronize
+from engine.pages import free_memory, large_memory
 
 # Our name of an instruction set: what Linux calls it in /proc/cpuinfo, what macOS in sysctl.
 INSTRUCTIONS = {
@@ -234,11 +236,13 @@ def stream_bytes() -> int:
 def memory_bandwidth(threads: int, seconds: float = 0.5) -> float:
     """Measure the bytes a second that `threads` threads read from memory, the best of several.
 
-    They read `stream_bytes()`, as a product of a matrix and a vector, which is what decoding does,
-    and as a sum.
+    They read `stream_bytes()`, in large pages like our weights, as a product of a matrix and a
+    vector, which is what decoding does, and as a sum.
     """
     width = 4096
-    matrix = torch.ones(max(1, stream_bytes() // (4 * width)), width)  # written, so really there
+    rows = max(1, stream_bytes() // (4 * width))
+    matrix = torch.from_numpy(large_memory(rows * width * 4).view(np.float32)).view(rows, width)
+    matrix.fill_(1)  # written, so really there
     vector = torch.ones(width)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

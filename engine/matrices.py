@@ -6,6 +6,7 @@ each NAME with its NAME.scale in the layout of `engine/quantize.py`, which confi
     "quantization_config": {"quant_method": "lm-workbench", "format": "int8", "version": 1}
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from engine.errors import CheckpointError
 from engine.manifest import read_json, read_manifest
 from engine.model.config_json import OWN_TYPE, QUANTIZATION, is_quantized
 from engine.model.shapes import Shape, check_fit, parameter_shapes
-from engine.quantize import Format, Matrix, format_of, pack, packed_shapes, widen
+from engine.pages import Arena, worth_copying
+from engine.quantize import (
+    Empty,
+    Format,
+    Matrix,
+    format_of,
+    pack,
+    packed_shapes,
+    widen,
+)
 from engine.tensors import Tensors
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -31,7 +41,7 @@ Parameters = dict[str, Matrix | np.ndarray]
 def read_matrices(folder: Path, config: ModelConfig, format: Format | None) -> Parameters:
     """Read a checkpoint: matrices in a format (None: as stored), vectors as fp32.
 
-    What lies in the file as it is wanted stays there, mapped.
+    Both lie in large pages where there are any, because every token reads all of them.
 
     Raises: CheckpointError if anything is missing, corrupt or does not fit together, or a quantized
     checkpoint is wanted in another format.
@@ -39,8 +49,7 @@ def read_matrices(folder: Path, config: ModelConfig, format: Format | None) -> P
     read_manifest(folder)
     stored = stored_format(folder)
     if stored is None:
-        stream = plain_parameters(folder, config)
-        return {name: _convert(name, values, format, folder) for name, values in stream}
+        return dict(_converted(folder, config, format))
     if format not in (None, stored):
         raise CheckpointError(
             f"{folder}: is stored as {stored}, which cannot become {format}; use it as it is, or"
@@ -113,34 +122,41 @@ def plain_parameters(folder: Path, config: ModelConfig) -> Iterator[tuple[str, n
         tensors.release(item.name)
 
 
-def _convert(
-    name: str, values: np.ndarray, format: Format | None, folder: Path
-) -> Matrix | np.ndarray:
-    """Bring a parameter into a format. Raises: CheckpointError if it cannot be said in it."""
-    if values.ndim == 1:
-        return np.array(widen(values))  # a copy: whoever comes next may lie in another place
-    stored = PLAIN.get(values.dtype.name)
-    wanted = format_of(name, format) if format else stored or "f32"
-    if wanted == stored:
-        rows, columns = values.shape
-        data = np.ascontiguousarray(values)
-        return Matrix(format=wanted, rows=rows, columns=columns, data=data)
-    return pack_parameter(name, values, wanted, folder)
+def _converted(
+    folder: Path, config: ModelConfig, format: Format | None
+) -> Iterator[tuple[str, Matrix | np.ndarray]]:
+    """Yield the parameters in a format. Raises: CheckpointError if one cannot be said in it."""
+    at_most = 4 * sum(map(math.prod, parameter_shapes(config).values()))
+    arena, mapped = Arena(), not worth_copying(at_most)
+    for name, values in plain_parameters(folder, config):
+        if values.ndim == 1:
+            yield name, np.array(widen(values))
+            continue
+        stored = PLAIN.get(values.dtype.name)
+        wanted = format_of(name, format) if format else stored or "f32"
+        if mapped and wanted == stored:
+            rows, columns = values.shape
+            data = np.ascontiguousarray(values)
+            yield name, Matrix(format=wanted, rows=rows, columns=columns, data=data)
+        else:
+            yield name, pack_parameter(name, values, wanted, folder, arena.empty)
 
 
-def pack_parameter(name: str, values: np.ndarray, format: Format, folder: Path) -> Matrix:
+def pack_parameter(
+    name: str, values: np.ndarray, format: Format, folder: Path, empty: Empty = np.empty
+) -> Matrix:
     """Pack a parameter. Raises: CheckpointError naming it if its numbers cannot be."""
     try:
-        return pack(values, format)
+        return pack(values, format, empty)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {name} {error}") from None
 
 
 def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parameters:
-    """Map the tensors of a quantized checkpoint. Raises: CheckpointError if they do not fit."""
+    """Read the tensors of a quantized checkpoint. Raises: CheckpointError if they do not fit."""
     shapes = parameter_shapes(config)
     expected = quantized_layout(shapes, format)
-    tensors = Tensors(folder, kinds=("U8", "F32", "F16"))
+    tensors = Tensors(folder, kinds=("U8", "F32", "F16"), copied=True)
     found = {name: (place.kind, place.shape) for name, place in tensors.places.items()}
     for name in expected.keys() | found.keys():
         if found.get(name) != expected.get(name):

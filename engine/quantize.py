@@ -14,12 +14,13 @@ narrower ranges is known from llama.cpp.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+Empty = Callable[[tuple[int, ...], type], np.ndarray]
 Format = Literal["f32", "bf16", "f16", "int8", "int4"]
 
 LANES = 16  # rows that lie side by side
@@ -74,20 +75,22 @@ def packed_shapes(
     return (rows, columns), None
 
 
-def pack(values: np.ndarray, format: Format) -> Matrix:
+def pack(values: np.ndarray, format: Format, empty: Empty = np.empty) -> Matrix:
     """Store a matrix in a format; `values` are floating-point numbers, or uint16, bits of bf16.
+
+    `empty` makes the arrays that it is stored in.
 
     Raises: ValueError if a number is none, infinite, or beyond what the format holds.
     """
     rows, columns = values.shape
     shape, scale_shape = packed_shapes(format, rows, columns)
     if scale_shape is None:
-        data = np.empty(shape, PLAIN[format])
+        data = empty(shape, PLAIN[format])
         for part in _panels(rows, columns):
-            data[part] = _narrow(widen(values[part]), format)
+            same = values.dtype == data.dtype
+            data[part] = values[part] if same else _narrow(widen(values[part]), format)
         return Matrix(format=format, rows=rows, columns=columns, data=data)
-    data = np.empty(shape, np.uint8)
-    scale = np.zeros(scale_shape, np.float16)
+    data, scale = empty(shape, np.uint8), empty(scale_shape, np.float16)
     round_panels = {"int8": _int8, "int4": _int4}[format]
     for part in _panels(rows, columns):
         first, last = part.start // LANES, math.ceil(part.stop / LANES)

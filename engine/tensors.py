@@ -1,9 +1,10 @@
-"""Tensors of a folder's safetensors files, mapped as NumPy arrays: needs no torch.
+"""Tensors of a folder's safetensors files, as NumPy arrays: needs no torch.
 
 A file is the length of a header (8 bytes), the header (JSON: name → type, shape, place), then the
 tensors end to end. Nothing in a header is believed before it was held against the file's size. A
 mapped tensor costs memory only for the pages that are touched, and writing to it changes this
-process's copy, never the file.
+process's copy, never the file. What is read again for every token is better copied: for the reason
+see `engine/pages.py`.
 
 Source: the format, https://huggingface.co/docs/safetensors.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import CheckpointError
+from engine.pages import large_memory, worth_copying
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -44,7 +46,7 @@ class Place:
 class _File:
     """One file: its header, and the bytes behind it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, copied: bool) -> None:
         try:
             if path.exists() and not path.is_file():
                 raise OSError("not a file")  # a pipe would keep us waiting
@@ -55,13 +57,18 @@ class _File:
                     raise ValueError(f"its header of {length:,} bytes does not end in the file")
                 self.places = _read_header(file.read(length), size)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self._bytes = np.frombuffer(self._map, np.uint8)
+                if copied and worth_copying(len(self._bytes)):
+                    self._bytes = large_memory(len(self._bytes))
+                    file.seek(0)
+                    if file.readinto(self._bytes.data) < len(self._bytes):
+                        raise OSError("it became shorter while it was read")
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error!s:.200}") from None
         self._begin = 8 + length
-        self._bytes = np.frombuffer(self._map, np.uint8)
 
     def read(self, place: Place) -> np.ndarray:
-        """Return a tensor over the mapped file; a copy of one that lies askew."""
+        """Return a tensor where it lies; a copy of one that lies askew."""
         data = self._bytes[self._begin + place.begin : self._begin + place.end]
         return np.require(data.view(KINDS[place.kind]).reshape(place.shape), requirements="A")
 
@@ -118,8 +125,17 @@ def _read_place(name: str, value: Any) -> Place:
 class Tensors:
     """The tensors of a folder by name."""
 
-    def __init__(self, folder: Path, only: str = "", kinds: Collection[str] = FLOATS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        only: str = "",
+        kinds: Collection[str] = FLOATS,
+        *,
+        copied: bool = False,
+    ) -> None:
         """Open the weight files of a folder, or the `only` one, and read their headers.
+
+        They are mapped; `copied`, read into memory in large pages where that is there and room is.
 
         Raises: CheckpointError if a file is missing or malformed, the index leads elsewhere, or a
         tensor is of none of these `kinds`.
@@ -131,7 +147,7 @@ class Tensors:
         for name, expected in files.items():
             path = folder / name
             self.files.append(path)
-            file = _File(path)
+            file = _File(path, copied)
             if missing := (expected or set()) - set(file.places):
                 raise CheckpointError(f"{path} lacks {min(missing)}, which {INDEX} names")
             for tensor in sorted(expected or file.places):
@@ -150,7 +166,7 @@ class Tensors:
         return {name: place.shape for name, place in self.places.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Return a tensor over the mapped file, bf16 as uint16; read when it is touched."""
+        """Return a tensor where it lies, bf16 as uint16; of a mapped file, read when touched."""
         return self._file_of[name].read(self.places[name])
 
     def release(self, name: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.adapter_config import is_adapter, model_digest, weights_stamp
+from engine.beside import Beside
 from engine.config import ModelConfig
 from engine.errors import RecipeError, ResourceError
 from engine.generate.decoder import Weighed
@@ -21,6 +22,7 @@ from engine.kernels.compile import Unavailable
 from engine.kernels.decoder import Library, load_library, unbuilt
 from engine.manifest import read_config
 from engine.matrices import read_matrices, tokenizer_of
+from engine.pages import Arena
 from engine.quantize import Format, format_of, pack
 from engine.text.tokenizer import Tokenizer
 
@@ -100,9 +102,9 @@ def pack_decoder(
     threads: int = 0,
 ) -> NativeDecoder:
     """Make a decoder of parameters in memory; `dtype` auto is fp32."""
-    format = FORMATS[dtype] or "f32"
+    format, arena = FORMATS[dtype] or "f32", Arena()
     weights = {
-        name: pack(values, format_of(name, format)) if values.ndim == 2 else values
+        name: pack(values, format_of(name, format), arena.empty) if values.ndim == 2 else values
         for name, values in parameters.items()
     }
     kv = "fp16" if kv == "auto" else kv
@@ -128,10 +130,11 @@ def _has_accelerator() -> bool:
 def _native(
     folder: Path, library: Library, dtype: str, kv: str, threads: int, layers: int
 ) -> tuple[NativeDecoder, Tokenizer]:
-    """Map the weights and hand them to our own C."""
+    """Read the weights and hand them to our own C."""
     config = read_config(folder)
-    tokenizer = tokenizer_of(folder, config)
-    weights = read_matrices(folder, config, FORMATS[dtype])
+    reading = Beside(lambda: read_matrices(folder, config, FORMATS[dtype]))
+    tokenizer = tokenizer_of(folder, config)  # takes as long as the weights of a small model
+    weights = reading.result()
     if layers:
         config = _shorter(config, layers)
     kv = "fp16" if kv == "auto" else kv

@@ -7,7 +7,7 @@ values were computed or loaded.
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import POINTER, c_int64, c_void_p
 
 import numpy as np
@@ -29,10 +29,12 @@ from engine.kernels.decoder import (
 )
 from engine.model.angles import angles, attention_factor
 from engine.model.shapes import parameter_shapes
+from engine.pages import large_memory
 from engine.quantize import Matrix
 
 PIECE = 256  # tokens that one call runs
 SLACK = 64  # tokens that a windowed layer can be rewound by
+Part = tuple[Run, int, int]  # a run's tokens from one place up to another
 KINDS = {"fp32": ("f32", np.float32), "fp16": ("f16", np.uint16), "int8": ("int8", np.int8)}
 
 
@@ -172,8 +174,8 @@ class NativeDecoder:
         self.weights = matrices  # the addresses below are theirs
         self._kept: list[np.ndarray] = []
         self._model = self._describe()
-        self._room = 0
-        self._work = np.zeros(0, np.uint8)
+        self._room, self._blocks = 0, 0  # what the workspace is for
+        self._feed = _Feed()
 
     def cache(self, capacity: int, rows: int = 1) -> NativeCache:
         """Return an empty cache; see `Decoder.cache`.
@@ -191,28 +193,19 @@ class NativeDecoder:
     def forward(self, cache: Cache, runs: Sequence[Run]) -> np.ndarray:
         """Run tokens of several rows; see `Decoder.forward`."""
         assert isinstance(cache, NativeCache)
-        rows = [run.row for run in runs]
-        assert len(set(rows)) == len(rows), "each row has one run"
+        assert len({run.row for run in runs}) == len(runs), "each row has one run"
+        deepest = wanted = 0
         for run in runs:
-            if cache.lengths[run.row] + len(run.tokens) > cache.capacity:
+            end = cache.lengths[run.row] + len(run.tokens)
+            if end > cache.capacity:
                 raise ValueError(f"{len(run.tokens)} tokens more do not fit {cache.capacity}")
             assert 0 <= run.wanted <= len(run.tokens)
-        sizes = [len(run.tokens) for run in runs]
-        token = np.concatenate([np.asarray(run.tokens, np.int32) for run in runs])
-        assert not len(token) or 0 <= token.min() <= token.max() < self.config.vocab_size
-        row = np.repeat(np.array(rows, np.int32), sizes)
-        place = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
-        position = place + np.array(cache.lengths, np.int32)[row]
-        wanted = place >= np.repeat([len(run.tokens) - run.wanted for run in runs], sizes)
-        logits = np.empty((int(wanted.sum()), self.config.vocab_size), np.float32)
-        cache.turn(int(position.max(initial=0)) + 1)
+            deepest, wanted = max(deepest, end), wanted + run.wanted
+        cache.turn(deepest)
+        logits = np.empty((wanted, self.config.vocab_size), np.float32)
         done = 0
-        for first in range(0, len(token), PIECE):
-            piece = slice(first, first + PIECE)
-            which = np.flatnonzero(wanted[piece]).astype(np.int32)
-            onto = logits[done : done + len(which)]
-            self._run(cache, token[piece], position[piece], row[piece], which, onto)
-            done += len(which)
+        for piece in _pieces(runs):
+            done += self._run(cache, piece, deepest, logits[done:])
         for run in runs:
             cache._grow(run.row, len(run.tokens))
         return logits
@@ -234,20 +227,40 @@ class NativeDecoder:
         used = {name: self.weights[name] for name in parameter_shapes(self.config)}
         return {n: w.bytes if isinstance(w, Matrix) else w.nbytes for n, w in used.items()}
 
-    def _run(self, cache: NativeCache, token, position, row, which, onto: np.ndarray) -> None:
-        """Run at most PIECE tokens."""
-        if len(token) > self._room:
-            self._room = len(token)
-            size = self._library.workspace_bytes(self._model, self._room, self.threads)
-            self._work = np.zeros(size + 64, np.uint8)
-        arrays = {"token": token, "position": position, "row": row, "which": which}
-        batch = CBatch(
-            many=len(token), wanted=len(which), **{key: _at(array) for key, array in arrays.items()}
-        )
-        work = -(-self._work.ctypes.data // 64) * 64
-        self._library.forward(
-            self._model, cache.struct, batch, work, self._room, _at(onto), self.threads
-        )
+    def _run(
+        self, cache: NativeCache, piece: Sequence[Part], deepest: int, onto: np.ndarray
+    ) -> int:
+        """Run at most PIECE tokens, the deepest of them all at `deepest`; return how many logits.
+
+        With one token at a time, most of what this takes is Python's, so it says little.
+        """
+        feed, many, wanted = self._feed, 0, 0
+        for run, first, last in piece:
+            tokens, end = run.tokens[first:last], many + last - first
+            assert min(tokens) >= 0 and max(tokens) < self.config.vocab_size
+            begin = cache.lengths[run.row] + first
+            feed.token[many:end] = tokens
+            feed.position[many:end] = range(begin, begin + last - first)
+            feed.row[many:end] = run.row
+            unwanted = max(0, len(run.tokens) - run.wanted - first)
+            for place in range(many + unwanted, end):
+                feed.which[wanted] = place
+                wanted += 1
+            many = end
+        blocks = (deepest - 1) // BLOCK + 1
+        if many > self._room or blocks > self._blocks:
+            self._room = max(self._room, many)
+            self._blocks = max(self._blocks, 2 * blocks)
+            size = self._library.workspace_bytes(
+                self._model, self._room, self._blocks, self.threads
+            )
+            self._work = large_memory(size)
+            self._work_at = _at(self._work)
+        batch = feed.struct
+        batch.many, batch.wanted = many, wanted
+        room = (self._work_at, self._room, self._blocks)
+        self._library.forward(self._model, cache.struct, batch, *room, _at(onto), self.threads)
+        return wanted
 
     def _describe(self) -> CModel:
         """Fill in the struct that C reads."""
@@ -334,6 +347,34 @@ class NativeDecoder:
             scale=_at(matrix.scale),
             bias=_at(self._vector(f"{name}.bias")),
         )
+
+
+class _Feed:
+    """The tokens of a call, written over for each."""
+
+    def __init__(self) -> None:
+        arrays = [np.zeros(PIECE, np.int32) for _ in range(4)]
+        self.token, self.position, self.row, self.which = arrays
+        names = ("token", "position", "row", "which")
+        self.struct = CBatch(**dict(zip(names, map(_at, arrays), strict=True)))
+
+
+def _pieces(runs: Sequence[Run]) -> Iterator[list[Part]]:
+    """Cut runs into what one call takes: some tokens of some runs, PIECE in all."""
+    piece: list[Part] = []
+    left = PIECE
+    for run in runs:
+        first = 0
+        while first < len(run.tokens):
+            last = min(len(run.tokens), first + left)
+            piece.append((run, first, last))
+            left -= last - first
+            first = last
+            if not left:
+                yield piece
+                piece, left = [], PIECE
+    if piece:
+        yield piece
 
 
 def _format_of(matrices: Mapping[str, Matrix | np.ndarray]) -> str:

@@ -15,14 +15,20 @@
 #include <omp.h>
 static int thread(void) { return omp_get_thread_num(); }
 static int team(void) { return omp_get_num_threads(); }
+/* How loops share their pieces: large ones first, which costs the fewest questions, or one by one,
+ * which waits for no thread that is slow. */
+static void share(int large_first) {
+    omp_set_schedule(large_first ? omp_sched_guided : omp_sched_dynamic, 1);
+}
 #else
 static int thread(void) { return 0; }
 static int team(void) { return 1; }
+static void share(int large_first) { (void)large_first; }
 #endif
 
-enum { BLOCK = 64, VECS = BLOCK / LANES, TILE = 16 };       /* TILE: queries that share a key */
+enum { BLOCK = 64, VECS = BLOCK / LANES, TILE = 32 };       /* TILE: queries that share a key */
 enum { PANELS = GROUP / PANEL, MLP_TOKENS = 64, TALL = 4 }; /* of what one piece of work takes */
-enum { FEW = 8 };
+enum { FEW = 8, AHEAD = 2048 };
 enum { SWIGLU, GEGLU, GEGLU_TANH, GELU, GELU_TANH, RELU2 };
 static const float NEVER = -1e30f;  /* the score of a key that may not be seen */
 
@@ -71,13 +77,20 @@ typedef struct {
     tokens mixed, wide, last;
     tile *tiles;
     long tile_count;
-    float *scratch;  /* one piece a thread */
-    long scratch_size;
+    float *scratch;  /* this thread's own */
+    float *parts;    /* of few tokens, what each block of keys has given each of their heads */
+    int *done;       /* and how many pieces of a head's blocks are done; 0 between the layers */
+    long blocks;     /* the most that a token sees */
 } workspace;
 
+static long columns(const model *m) { return up(m->H, LANES) * LANES; }  /* of a head, whole vecs */
+
+/* Numbers of a gathering of `rows` queries. */
+static long gathering_size(const model *m, long rows) { return rows * (columns(m) + 2); }
+
 static long scratch_size(const model *m) {
-    long rows = TILE * (m->N / m->K), wide = up(m->H, LANES) * LANES;
-    return rows * (BLOCK + wide + 2) + 2 * BLOCK * wide;
+    long rows = TILE * (m->N / m->K);
+    return rows * (m->H + BLOCK) + 2 * BLOCK * columns(m) + 2 * gathering_size(m, rows);
 }
 
 static char *take(char **from, size_t bytes) {
@@ -95,11 +108,12 @@ static void take_tokens(char **from, tokens *x, long many, long width) {
 }
 
 /* Lay out the workspace from `from` on, which may be NULL to learn its size, as a thread sees it. */
-static size_t lay_out(const model *m, long many, int threads, int thread, int alone, char *from,
-                      workspace *w) {
+static size_t lay_out(const model *m, long many, long blocks, int threads, int thread, int alone,
+                      char *from, workspace *w) {
     char *begin = from;
-    long D = up(m->D, GROUP) * GROUP;
+    long D = up(m->D, GROUP) * GROUP, few = many < FEW ? many : FEW;
     w->alone = alone;
+    w->blocks = blocks;
     for (int i = -1; i < threads; i++) {  /* one for all, then one for each */
         tokens in;
         long room = i < 0 ? many : FEW;
@@ -116,16 +130,18 @@ static size_t lay_out(const model *m, long many, int threads, int thread, int al
     w->v = (float *)take(&from, many * m->K * m->H * sizeof(float));
     for (int i = 0; i < threads; i++) {
         tile *tiles = (tile *)take(&from, many * sizeof(tile));
-        if (i == thread) w->tiles = tiles;
+        float *scratch = (float *)take(&from, scratch_size(m) * sizeof(float));
+        if (i == thread) w->tiles = tiles, w->scratch = scratch;
     }
-    w->scratch_size = scratch_size(m);
-    w->scratch = (float *)take(&from, threads * w->scratch_size * sizeof(float));
+    w->parts = (float *)take(&from, blocks * gathering_size(m, few * m->N) * sizeof(float));
+    w->done = (int *)take(&from, few * m->K * sizeof(int));
     return from - begin;
 }
 
-size_t workspace_bytes(const model *m, int64_t many, int threads) {
+/* What forward() needs for `many` tokens, each of which sees at most so many blocks. */
+size_t workspace_bytes(const model *m, int64_t many, int64_t blocks, int threads) {
     workspace w;
-    return lay_out(m, many, threads, 0, 0, NULL, &w);
+    return lay_out(m, many, blocks, threads, 0, 0, NULL, &w);
 }
 
 /* y = x / rms(x) · weight, or (x - mean) / std · weight + bias; n numbers, y may be x. */
@@ -181,21 +197,23 @@ static void keep(int64_t format, const float *x, long H, char *to, long stride, 
     }
 }
 
-/* Finish a head of keys of a token, with its queries: norms, rotation, and into the cache. */
-static void finish_head(const model *m, const cache *c, const batch *b, const workspace *w, long l,
-                        long t, long head) {
-    const layer *at = m->layers + l;
-    long H = m->H, group = m->N / m->K, p = b->position[t], size = number_bytes(c->format);
-    float *q = w->q + (t * m->N + head * group) * H, *k = w->k + (t * m->K + head) * H;
-    for (long n = 0; n <= group; n++) {
-        float *x = n < group ? q + n * H : k;
-        if (at->query.weight && !m->whole) normalise(m, n < group ? &at->query : &at->key, x, H, x);
-        if (at->rotation >= 0) {
-            long pairs = m->rotary / 2, from = p * pairs;
-            rotate(x, c->cosine[at->rotation] + from, c->sine[at->rotation] + from, pairs);
-        }
+/* Norm and rotation of a head of queries or keys. */
+static void turn(const model *m, const cache *c, const layer *at, const norm *by, long position,
+                 float *x) {
+    if (by->weight && !m->whole) normalise(m, by, x, m->H, x);
+    if (at->rotation >= 0) {
+        long pairs = m->rotary / 2, from = position * pairs;
+        rotate(x, c->cosine[at->rotation] + from, c->sine[at->rotation] + from, pairs);
     }
-    long block = block_at(m, c, l, b->row[t], head, p / BLOCK), i = p % BLOCK;
+}
+
+/* Put a token's keys and values of one head into the cache. */
+static void keep_head(const model *m, const cache *c, const batch *b, const workspace *w, long l,
+                      long t, long head) {
+    long H = m->H, p = b->position[t], size = number_bytes(c->format), i = p % BLOCK;
+    float *k = w->k + (t * m->K + head) * H;
+    turn(m, c, m->layers + l, &m->layers[l].key, p, k);
+    long block = block_at(m, c, l, b->row[t], head, p / BLOCK);
     char *keys = c->keys[l] + (block * BLOCK * H + i) * size;
     char *values = c->values[l] + (block * BLOCK + i) * H * size;
     long scale = c->format == BYTES ? block * BLOCK + i : 0;
@@ -246,37 +264,42 @@ static void widen(const model *m, const cache *c, long l, long block, float *key
     }
 }
 
-/* The queries of a tile that read one head of keys: `group` heads of each of its tokens. */
-typedef struct {
-    const float *q;
-    long heads, group;
-} query;
+/* Ask for what will be read soon: the processor does not look beyond a page by itself. */
+INLINE void ask_ahead(const char *at, long bytes) {
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(at + AHEAD + i);
+}
 
-/* Scores of R queries, from the r-th on, and the 64 keys of a block. */
-INLINE void score(const int R, const query *at, long r, const float *keys, long H, float *scores) {
-    const float *q[TALL];
-    EACH(i, R) q[i] = at->q + ((r + i) / at->group * at->heads + (r + i) % at->group) * H;
+/* Scores of R queries and the 64 keys of a block. */
+INLINE void score(const int R, const int format, const float *q, const char *keys, long H,
+                  float *scores) {
+    long size = number_bytes(format);
     vec acc[TALL][VECS];
     EACH(r, R)
         EACH(i, VECS) acc[r][i] = all(0);
-    for (long h = 0; h < H; h++)
+    for (long h = 0; h < H; h++) {
+        vec k[VECS];
+        if (format == PLAIN16) ask_ahead(keys + h * BLOCK * size, BLOCK * size);
+        EACH(i, VECS) k[i] = load_kept(format, keys + (h * BLOCK + i * LANES) * size);
         EACH(r, R) {
-            vec x = all(q[r][h]);
-            EACH(i, VECS) acc[r][i] += x * load(keys + h * BLOCK + i * LANES);
+            vec x = all(q[r * H + h]);
+            EACH(i, VECS) acc[r][i] += x * k[i];
         }
+    }
     EACH(r, R)
         EACH(i, VECS) store(scores + r * BLOCK + i * LANES, acc[r][i]);
 }
 
-/* Add the values of a block to R outputs, weighted: W · 16 columns from h on. */
-INLINE void gather_columns(const int R, const int W, const float *weights, const float *values,
-                           long wide, long h, float *to) {
+/* The values of a block, weighted and added for R queries: W · 16 columns from h on. */
+INLINE void gather_columns(const int R, const int W, const int format, const float *weights,
+                           const char *values, long wide, long h, float *to) {
+    long size = number_bytes(format);
     vec acc[TALL][4];
     EACH(r, R)
-        EACH(i, W) acc[r][i] = load(to + r * wide + h + i * LANES);
+        EACH(i, W) acc[r][i] = all(0);
     for (long s = 0; s < BLOCK; s++) {
         vec v[4];
-        EACH(i, W) v[i] = load(values + s * wide + h + i * LANES);
+        if (format == PLAIN16) ask_ahead(values + (s * wide + h) * size, W * LANES * size);
+        EACH(i, W) v[i] = load_kept(format, values + (s * wide + h + i * LANES) * size);
         EACH(r, R) {
             vec x = all(weights[r * BLOCK + s]);
             EACH(i, W) acc[r][i] += x * v[i];
@@ -286,17 +309,18 @@ INLINE void gather_columns(const int R, const int W, const float *weights, const
         EACH(i, W) store(to + r * wide + h + i * LANES, acc[r][i]);
 }
 
-INLINE void gather(const int R, const float *weights, const float *values, long wide, float *to) {
+INLINE void gather(const int R, const int format, const float *weights, const char *values,
+                   long wide, float *to) {
     long h = 0;
     for (; h + 4 * LANES <= wide; h += 4 * LANES)
-        gather_columns(R, 4, weights, values, wide, h, to);
-    for (; h < wide; h += LANES) gather_columns(R, 1, weights, values, wide, h, to);
+        gather_columns(R, 4, format, weights, values, wide, h, to);
+    for (; h < wide; h += LANES) gather_columns(R, 1, format, weights, values, wide, h, to);
 }
 
-/* Turn a query's scores into weights, and shrink what it has gathered so far to their measure. */
+/* Turn a query's scores into weights, and note the largest score and the weights' sum. */
 static void weigh(const model *m, long window, long position, long block, float *scores, float *most,
-                  float *total, float *gathered, long wide) {
-    vec s[VECS], top = all(*most);
+                  float *total) {
+    vec s[VECS], top = all(NEVER);
     ivec seen[VECS];
     long distance = position - block * BLOCK;
     int all_seen = distance >= BLOCK - 1 && (!window || distance < window);
@@ -311,18 +335,82 @@ static void weigh(const model *m, long window, long position, long block, float 
         }
         top = greater(top, s[i]);
     }
-    float now = largest(top), less = now > *most ? exponential(all(*most - now))[0] : 1;
+    *most = largest(top);
     vec sums = all(0);
     EACH(i, VECS) {
-        vec weight = exponential(s[i] - now);
+        vec weight = exponential(s[i] - *most);
         if (!all_seen) weight = choose(seen[i], weight, all(0));
         store(scores + i * LANES, weight);
         sums += weight;
     }
-    *total = *total * less + sum(sums);
-    *most = now;
-    if (less < 1)
-        for (long h = 0; h < wide; h += LANES) store(gathered + h, load(gathered + h) * less);
+    *total = sum(sums);
+}
+
+/* What queries have gathered: values weighted by e^(score - most), the largest score, and the sum
+ * of the weights. Blocks are gathered one by one and merged in order (Dao et al. 2022), so it is
+ * nothing to the outcome who does which. */
+typedef struct {
+    float *values, *most, *total;  /* (rows, columns), (rows), (rows) */
+} gathering;
+
+static gathering gathering_at(const model *m, long rows, float *at) {
+    long wide = columns(m);
+    return (gathering){at, at + rows * wide, at + rows * wide + rows};
+}
+
+__attribute__((noinline)) static void merge(long rows, long wide, gathering to, gathering part) {
+    for (long r = 0; r < rows; r += LANES) {
+        long left = rows - r;
+        vec most = load_some(to.most + r, left), other = load_some(part.most + r, left);
+        vec top = greater(most, other), old = exponential(most - top), new = exponential(other - top);
+        vec total = load_some(to.total + r, left) * old + load_some(part.total + r, left) * new;
+        store_some(to.most + r, top, left);
+        store_some(to.total + r, total, left);
+        for (long i = 0; i < left && i < LANES; i++)
+            for (long h = (r + i) * wide; h < (r + i + 1) * wide; h += LANES)
+                store(to.values + h, load(to.values + h) * old[i] + load(part.values + h) * new[i]);
+    }
+}
+
+/* Queries that read the same keys, from those of the token at `position` on. */
+typedef struct {
+    const float *q;  /* (rows, H) */
+    long rows, group, position;
+} queries;
+
+INLINE void gather_block(const int format, const model *m, long window, long block,
+                         const queries *of, const char *keys, const char *values, float *scores,
+                         gathering to) {
+    long H = m->H, wide = columns(m), r = 0;
+#define SCORE(R) score(R, format, of->q + r * H, keys, H, scores + r * BLOCK)
+#define GATHER(R) gather(R, format, scores + r * BLOCK, values, wide, to.values + r * wide)
+#define EACH_ROW(DO)                                                                             \
+    for (r = 0; r + TALL <= of->rows; r += TALL) DO(TALL);                                       \
+    switch (of->rows - r) {                                                                      \
+    case 3: DO(3); break;                                                                        \
+    case 2: DO(2); break;                                                                        \
+    case 1: DO(1);                                                                               \
+    }
+    EACH_ROW(SCORE)
+    for (r = 0; r < of->rows; r++)
+        weigh(m, window, of->position + r / of->group, block, scores + r * BLOCK, to.most + r,
+              to.total + r);
+    EACH_ROW(GATHER)
+}
+
+/* What queries gather from the block that begins at `kept` in the cache. */
+static void attend_block(const model *m, const cache *c, long l, long block, long kept,
+                         const queries *of, float *scratch, gathering to) {
+    long size = number_bytes(c->format), wide = columns(m), window = m->layers[l].window;
+    float *scores = scratch, *keys = scores + of->rows * BLOCK, *values = keys + BLOCK * wide;
+    const char *k = c->keys[l] + kept * BLOCK * m->H * size;
+    const char *v = c->values[l] + kept * BLOCK * m->H * size;
+    if (of->rows > TALL || c->format == BYTES || wide > m->H) {  /* else each is read only once */
+        widen(m, c, l, kept, keys, values, wide);
+        k = (char *)keys, v = (char *)values, size = number_bytes(PLAIN32);
+    }
+    if (size == 2) gather_block(PLAIN16, m, window, block, of, k, v, scores, to);
+    else gather_block(PLAIN32, m, window, block, of, k, v, scores, to);
 }
 
 /* Whether what a head of keys has gathered makes whole groups, to be rounded at once. */
@@ -330,45 +418,57 @@ static int rounds_heads(const model *m, const layer *at) {
     return !is_plain(&at->o) && m->N / m->K * m->H % GROUP == 0;
 }
 
-/* Attention of a tile of queries over one head of keys, block by block (Dao et al. 2022). */
-static void attend(const model *m, const cache *c, const batch *b, const workspace *w, long l,
-                   const tile *tl, long head, float *scratch) {
-    long group = m->N / m->K, rows = tl->many * group, H = m->H, wide = up(H, LANES) * LANES;
-    long first = b->position[tl->first], last = first + tl->many - 1;
-    long window = m->layers[l].window;
-    float *scores = scratch, *gathered = scores + rows * BLOCK, *most = gathered + rows * wide;
-    float *total = most + rows, *keys = total + rows, *values = keys + BLOCK * wide;
-    query q = {w->q + (tl->first * m->N + head * group) * H, m->N, group};
-    for (long r = 0; r < rows; r++) {
-        most[r] = NEVER;
-        total[r] = 0;
-    }
-    memset(gathered, 0, rows * wide * sizeof(float));
-    for (long t = 0; w->alone && t < tl->many; t++) finish_head(m, c, b, w, l, tl->first + t, head);
-    long begin = window && first >= window ? (first - window + 1) / BLOCK : 0;
-    for (long block = begin; block <= last / BLOCK; block++) {
-        widen(m, c, l, block_at(m, c, l, b->row[tl->first], head, block), keys, values, wide);
-        long r = 0;
-        for (; r + 4 <= rows; r += 4) score(4, &q, r, keys, H, scores + r * BLOCK);
-        if (rows - r == 3) score(3, &q, r, keys, H, scores + r * BLOCK);
-        else for (; r < rows; r++) score(1, &q, r, keys, H, scores + r * BLOCK);
-        for (r = 0; r < rows; r++)
-            weigh(m, window, first + r / group, block, scores + r * BLOCK, most + r, total + r,
-                  gathered + r * wide, wide);
-        for (r = 0; r + 4 <= rows; r += 4)
-            gather(4, scores + r * BLOCK, values, wide, gathered + r * wide);
-        if (rows - r == 3) gather(3, scores + r * BLOCK, values, wide, gathered + r * wide);
-        else for (; r < rows; r++) gather(1, scores + r * BLOCK, values, wide, gathered + r * wide);
-    }
-    for (long r = 0; r < rows; r++) {
+/* Divide what a tile's queries have gathered by the sum of weights, as the next product reads it. */
+static void finish_head(const model *m, const workspace *w, const layer *at, const tile *tl,
+                        long head, gathering from) {
+    long group = m->N / m->K, H = m->H, wide = columns(m);
+    for (long r = 0; r < tl->many * group; r++) {
         long t = tl->first + r / group, n = head * group + r % group;
         float *to = w->mixed.plain + t * w->mixed.width + n * H;
-        for (long h = 0; h < H; h++) to[h] = gathered[r * wide + h] / total[r];
+        for (long h = 0; h < H; h++) to[h] = from.values[r * wide + h] / from.total[r];
     }
-    if (rounds_heads(m, m->layers + l))
+    if (rounds_heads(m, at))
         for (long t = tl->first; t < tl->first + tl->many; t++)
             for (long g = head * group * H / GROUP; g < (head + 1) * group * H / GROUP; g++)
                 round_group(&w->mixed, t, g);
+}
+
+/* Attention of a tile of queries over one head of keys: the n-th of some equal pieces of the blocks
+ * that it sees. Few tokens have their blocks shared among the threads so: each block's gathering is
+ * kept, and who ends last merges them. New keys go into the cache before their block is read. */
+static void attend(const model *m, const cache *c, const batch *b, const workspace *w, long l,
+                   const tile *tl, long head, long n, long pieces) {
+    const layer *at = m->layers + l;
+    long group = m->N / m->K, rows = tl->many * group, H = m->H, first = b->position[tl->first];
+    long begin = at->window && first >= at->window ? (first - at->window + 1) / BLOCK : 0;
+    long blocks = (first + tl->many - 1) / BLOCK + 1 - begin, step = gathering_size(m, rows);
+    float *q = w->scratch, *kept = q + rows * H, *free = kept + 2 * step;
+    if (w->alone) kept = w->parts + gathering_size(m, (tl->first * m->N + head * rows) * w->blocks);
+    for (long r = 0; r < rows; r++) {
+        long t = tl->first + r / group;
+        memcpy(q + r * H, w->q + (t * m->N + head * group + r % group) * H, H * sizeof(float));
+        turn(m, c, at, &at->query, b->position[t], q + r * H);
+    }
+    queries of = {q, rows, group, first};
+    gathering whole = gathering_at(m, rows, w->scratch + rows * H + step);
+    for (long r = 0; r < rows; r++) whole.most[r] = NEVER, whole.total[r] = 0;
+    memset(whole.values, 0, rows * columns(m) * sizeof(float));
+    for (long i = blocks * n / pieces; i < blocks * (n + 1) / pieces; i++) {
+        for (long t = tl->first; w->alone && t < tl->first + tl->many; t++)
+            if (b->position[t] / BLOCK == begin + i) keep_head(m, c, b, w, l, t, head);
+        gathering part = gathering_at(m, rows, w->alone ? kept + i * step : kept);
+        long place = block_at(m, c, l, b->row[tl->first], head, begin + i);
+        attend_block(m, c, l, begin + i, place, &of, free, part);
+        if (!w->alone) merge(rows, columns(m), whole, part);
+    }
+    if (w->alone) {
+        int *done = w->done + tl->first * m->K + head * tl->many;
+        if (__atomic_add_fetch(done, 1, __ATOMIC_ACQ_REL) < pieces) return;
+        *done = 0;
+        for (long i = 0; i < blocks; i++)
+            merge(rows, columns(m), whole, gathering_at(m, rows, kept + i * step));
+    }
+    finish_head(m, w, at, tl, head, whole);
 }
 
 INLINE vec bend(int64_t activation, vec x) {
@@ -437,22 +537,21 @@ typedef struct {
     long stride;
 } job;
 
-/* Some products of the same tokens, shared among the threads in pieces of 64 rows. */
+/* Some products of the same tokens, shared among the threads in pieces of some panels. */
 static void multiply(const job *jobs, int count, const tokens *x, long many) {
-    long pieces[4] = {0}, total = 0;
-    for (int i = 0; i < count; i++) total += pieces[i] = up(jobs[i].m->rows, GROUP);
-#pragma omp for schedule(dynamic)
+    long pieces[4], total = 0, size = many > FEW ? PANELS : 2;
+    for (int i = 0; i < count; i++) total += pieces[i] = up(jobs[i].m->rows, PANEL * size);
+#pragma omp for schedule(runtime)
     for (long piece = 0; piece < total; piece++) {
         long at = piece;
         const job *j = jobs;
         for (const long *n = pieces; at >= *n; n++, j++) at -= *n;
-        long panels = up(j->m->rows, PANEL), end = (at + 1) * PANELS;
-        product(j->m, at * PANELS, end < panels ? end : panels, x, many, j->y, j->stride);
+        long panels = up(j->m->rows, PANEL), end = (at + 1) * size;
+        product(j->m, at * size, end < panels ? end : panels, x, many, j->y, j->stride);
     }
 }
 
-static void run_layer(const model *m, const cache *c, const batch *b, const workspace *w, long l,
-                      float *scratch) {
+static void run_layer(const model *m, const cache *c, const batch *b, const workspace *w, long l) {
     const layer *at = m->layers + l, *next = l + 1 < m->L ? at + 1 : NULL;
     long T = b->many, H = m->H, D = w->in.width;
     job qkv[] = {{&at->q, w->q, m->N * H}, {&at->k, w->k, m->K * H}, {&at->v, w->v, m->K * H}};
@@ -462,13 +561,16 @@ static void run_layer(const model *m, const cache *c, const batch *b, const work
 #pragma omp for
         for (long t = 0; t < T; t++) normalise_heads(m, at, w, t);
     }
-    if (!w->alone) {  /* else a tile holds all new tokens of its row, and finishes them itself */
+    if (!w->alone) {  /* else a tile holds all new tokens of its row, and keeps them itself */
 #pragma omp for
-        for (long i = 0; i < T * m->K; i++) finish_head(m, c, b, w, l, i / m->K, i % m->K);
+        for (long i = 0; i < T * m->K; i++) keep_head(m, c, b, w, l, i / m->K, i % m->K);
     }
-#pragma omp for schedule(dynamic)
-    for (long i = w->tile_count * m->K - 1; i >= 0; i--)
-        attend(m, c, b, w, l, w->tiles + i / m->K, i % m->K, scratch);
+    long pieces = w->alone ? team() : 1;
+#pragma omp for schedule(runtime)
+    for (long i = w->tile_count * m->K * pieces - 1; i >= 0; i--) {
+        long head = i / pieces;
+        attend(m, c, b, w, l, w->tiles + head / m->K, head % m->K, i % pieces, pieces);
+    }
     if (!is_plain(&at->o) && !rounds_heads(m, at)) {
 #pragma omp for
         for (long t = 0; t < T; t++) round_token(&w->mixed, t);
@@ -476,9 +578,9 @@ static void run_layer(const model *m, const cache *c, const batch *b, const work
     multiply(&o, 1, &w->mixed, T);
     EACH_TOKEN(t, T) add_and_norm(m, w, &at->attention_out, &at->mlp_in, &at->up, t);
     meet(w);
-    long parts = up(T, MLP_TOKENS), pieces = w->wide.width / GROUP * parts;
-#pragma omp for schedule(dynamic)
-    for (long i = 0; i < pieces; i++) {
+    long parts = up(T, MLP_TOKENS), groups = w->wide.width / GROUP;
+#pragma omp for schedule(runtime)
+    for (long i = 0; i < groups * parts; i++) {
         long t = i % parts * MLP_TOKENS, left = T - t;
         widen_mlp(m, at, w, i / parts, t, left < MLP_TOKENS ? left : MLP_TOKENS);
     }
@@ -514,21 +616,21 @@ static void cut(const batch *b, workspace *w) {
 
 /* Run all tokens and write the logits of the wanted ones: (wanted, V).
  *
- * `work` has workspace_bytes(m, room, threads), zeros before the first call; what is beyond the
- * width of a model stays zero. `room` tokens are the most there may be.
+ * `work` has workspace_bytes(m, room, blocks, threads), zeros before the first call; what is beyond the
+ * width of a model stays zero. `room` tokens and `blocks` are the most there may be.
  */
 void forward(const model *m, const cache *c, const batch *b, char *work, int64_t room,
-             float *logits, int threads) {
+             int64_t blocks, float *logits, int threads) {
     int alone = b->many <= FEW;
+    share(alone);
 #pragma omp parallel num_threads(threads)
     {
         workspace mine, *w = &mine;
-        lay_out(m, room, threads, thread(), alone, work, w);
+        lay_out(m, room, blocks, threads, thread(), alone, work, w);
         cut(b, w);
-        float *scratch = w->scratch + thread() * w->scratch_size;
         EACH_TOKEN(t, b->many) embed(m, b, w, t);
         meet(w);
-        for (long l = 0; l < m->L; l++) run_layer(m, c, b, w, l, scratch);
+        for (long l = 0; l < m->L; l++) run_layer(m, c, b, w, l);
 #pragma omp for
         for (long i = 0; i < b->wanted; i++) {
             float *to = w->last.plain + i * w->last.width;

@@ -88,12 +88,12 @@ class Library:
         self.path = path
         library = ctypes.CDLL(str(path))
         self.workspace_bytes = library.workspace_bytes
-        self.workspace_bytes.argtypes = [POINTER(CModel), c_int64, c_int]
+        self.workspace_bytes.argtypes = [POINTER(CModel), c_int64, c_int64, c_int]
         self.workspace_bytes.restype = c_size_t
         self.forward = library.forward
         self.forward.argtypes = [
             *(POINTER(CModel), POINTER(CCache), POINTER(CBatch)),
-            *(c_void_p, c_int64, c_void_p, c_int),
+            *(c_void_p, c_int64, c_int64, c_void_p, c_int),
         ]
         self.forward.restype = None
 

@@ -9,6 +9,7 @@
 
 enum { STEPS = HALF / 4, STEP = PANEL * 4 };  /* a step is 64 bytes of weights */
 enum { SLICES = PANEL / LANES };  /* of a panel, each a register */
+enum { AHEAD = 1024 };            /* bytes of weights that are asked for before their turn */
 /* The largest tiles that registers hold: plain rows × 4 tokens, slices × MANY tokens. */
 enum { TALL = REGISTERS / 8, FEW = 4, WIDE = LANES == 4 ? 4 : 2, MANY = REGISTERS / 2 / WIDE };
 
@@ -55,7 +56,9 @@ INLINE void tile_bytes(const int P, const int N, const matrix *m, const uint8_t 
         long many = steps - h * STEPS < STEPS ? steps - h * STEPS : STEPS;
         for (long s = 0; s < many; s++)
             EACH(p, P) {
-                ivec q = load_int(w + slice(p, panel, 4) + s * STEP);
+                const uint8_t *from = w + slice(p, panel, 4) + s * STEP;
+                ivec q = load_int(from);
+                if (p % SLICES == 0) __builtin_prefetch(from + AHEAD);
                 EACH(n, N)
                     acc[p][n] = dot(acc[p][n], q, word(bytes + n * x->width + 4 * s));
             }
@@ -78,7 +81,9 @@ INLINE void tile_nibbles(const int P, const int N, const matrix *m, const uint8_
             EACH(n, N) acc[p][n] = all_int(0);
         EACH(c, 4)
             EACH(p, P) {
-                ivec pair = load_int(w + slice(p, panel, 4) + c * STEP);
+                const uint8_t *from = w + slice(p, panel, 4) + c * STEP;
+                ivec pair = load_int(from);
+                if (p % SLICES == 0) __builtin_prefetch(from + AHEAD);
                 ivec low = pair & 0x0f0f0f0f, high = (pair >> 4) & 0x0f0f0f0f;
                 EACH(n, N) {
                     const int8_t *b = bytes + n * x->width + 8 * c;

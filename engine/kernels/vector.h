@@ -61,7 +61,14 @@ INLINE ivec to_int(vec v) { return __builtin_convertvector(v, ivec); }
 INLINE vec choose(ivec mask, vec yes, vec no) {
     return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
 }
-INLINE vec greater(vec a, vec b) { return choose(a > b, a, b); }
+INLINE vec greater(vec a, vec b) {
+#if LANES > 4  /* which compilers do not find by themselves */
+    __asm__("vmaxps %2, %1, %0" : "=v"(b) : "v"(a), "v"(b));
+    return b;
+#else
+    return choose(a > b, a, b);
+#endif
+}
 INLINE vec magnitude(vec v) { return (vec)((ivec)v & 0x7fffffff); }
 /* To the nearest integer, for magnitudes below 2^22: adding 1.5 * 2^23 drops the fraction. */
 INLINE vec nearest(vec v) { vec magic = all(12582912.0f); return (v + magic) - magic; }

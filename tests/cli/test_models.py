@@ -149,13 +149,13 @@ def test_show_of_tokens_that_look_like_markup(run, tmp_path, tokenizer):
 
 
 def test_fit_says_when_it_does_not(here, monkeypatch):
-    monkeypatch.setattr("engine.hardware.free_memory", lambda: 10**6)
+    monkeypatch.setattr("engine.pages.free_memory", lambda: 10**6)
     result = here("show", "tiny", "--fit")
     assert result.code == 0 and "does not fit" in result.out
     needed = json.loads(here("show", "tiny", "--fit", "--json").out)["fit"]
     assert not needed["fits"] and needed["largest_context"] == 0
     room = needed["weights"] + needed["scratch"] + 7 * needed["kv_per_token"] + 1
-    monkeypatch.setattr("engine.hardware.free_memory", lambda: room)
+    monkeypatch.setattr("engine.pages.free_memory", lambda: room)
     assert "up to a context of 7 tokens" in here("show", "tiny", "--fit").out
 
 

@@ -16,6 +16,7 @@ from engine.matrices import quantization, quantized_layout, read_matrices, store
 from engine.model.config_json import from_config_json, to_config_json
 from engine.model.shapes import parameter_shapes
 from engine.model.transformer import Transformer
+from engine.pages import LARGE, PIECE
 from engine.quantize import Format, Matrix, format_of, pack, unpack
 from engine.tensors import SINGLE
 from engine.weights import TensorSpec, Weights, write_weights
@@ -103,22 +104,41 @@ def test_embedding_and_head_of_int4_are_int8(tmp_path):
     assert set(kinds.values()) == {"int4"}
 
 
-def test_what_lies_as_it_is_wanted_is_not_copied(tmp_path):
-    """It is backed by the file; what lies transposed, or in another type, cannot be."""
+def file_behind(array: np.ndarray) -> int:
+    """Return the size of the mapping that an array lies in."""
+    base = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    return len(memoryview(base).obj) if not isinstance(base, np.ndarray) else 0
+
+
+def test_without_large_pages_what_lies_as_it_is_wanted_stays_in_the_file(tmp_path, monkeypatch):
+    """What lies transposed, or in another type, cannot."""
 
     def mapped(name: str, format: Format | None) -> bool:
         found = read_matrices(tmp_path / name, read_config(tmp_path / name), format)
         matrix = found["blocks.1.attention.v_proj.weight"]
         assert isinstance(matrix, Matrix)
-        base = matrix.data
-        while isinstance(base, np.ndarray) and base.base is not None:
-            base = base.base
-        return not isinstance(base, np.ndarray)
+        size = (tmp_path / name / "model.safetensors").stat().st_size
+        return file_behind(matrix.data) == size
 
     make(tmp_path / "phi", CASES["Phi-3-mini-4k"], "bf16")
     make(tmp_path / "gpt2", CASES["gpt2"])
+    monkeypatch.setattr("engine.pages.SWITCH", tmp_path / "none")
     assert mapped("phi", None) and mapped("phi", "bf16")
     assert not mapped("phi", "f32") and not mapped("gpt2", None)
+
+
+@pytest.mark.parametrize("format", [None, "int8"])
+def test_with_large_pages_all_matrices_lie_in_them(format, tmp_path, monkeypatch):
+    make(tmp_path, CASES["Qwen2.5"], "bf16")
+    switch = tmp_path / "enabled"
+    switch.write_text("always [madvise] never")
+    monkeypatch.setattr("engine.pages.SWITCH", switch)
+    for matrix in read_matrices(tmp_path, read_config(tmp_path), format).values():
+        if isinstance(matrix, Matrix):
+            arrays = [matrix.data] if matrix.scale is None else [matrix.data, matrix.scale]
+            assert {file_behind(array) for array in arrays} == {PIECE + LARGE}
 
 
 def write_quantized(folder: Path, format: Format) -> dict[str, np.ndarray]:

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from engine import pages
+from engine.pages import ALIGNMENT, LARGE, PIECE, Arena, large_memory, worth_copying
+
+
+def test_large_memory_begins_where_a_large_page_does_and_holds_zeros():
+    memory = large_memory(LARGE + 5)
+    assert memory.shape == (LARGE + 5,) and memory.ctypes.data % LARGE == 0
+    assert not memory.any()
+    memory[-1] = 7  # it may be written
+
+
+def test_arrays_of_an_arena_do_not_overlap_and_are_aligned():
+    arena = Arena()
+    shapes = [((3, 5), np.float32), ((7,), np.uint8), ((PIECE + 1,), np.uint8), ((2, 2), np.int64)]
+    arrays = [arena.empty(shape, dtype) for shape, dtype in shapes]
+    for number, array in enumerate(arrays):
+        array[...] = number
+    for number, (array, (shape, dtype)) in enumerate(zip(arrays, shapes, strict=True)):
+        assert array.shape == shape and array.dtype == dtype and (array == number).all()
+        assert array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous
+
+
+def test_small_arrays_share_a_large_page():
+    arena = Arena()
+    a, b = (arena.empty((1000,), np.uint8) for _ in range(2))
+    assert b.ctypes.data - a.ctypes.data == 1024
+
+
+@pytest.mark.parametrize(
+    "switch, free, copied",
+    [
+        ("always [madvise] never", 250, True),
+        ("[always] madvise never", 250, True),
+        ("always madvise [never]", 250, False),
+        ("always [madvise] never", 150, False),
+        (None, 250, False),
+    ],
+)
+def test_copying_needs_large_pages_and_room_for_two(switch, free, copied, monkeypatch, tmp_path):
+    path = tmp_path / "enabled"
+    if switch:
+        path.write_text(switch)
+    monkeypatch.setattr(pages, "SWITCH", path)
+    monkeypatch.setattr(pages, "free_memory", lambda: free)
+    assert worth_copying(100) is copied
