@@ -110,7 +110,7 @@ INLINE vec load_plain(const int format, const void *row, long k) {
 }
 
 /* The end of a row, where 16 numbers may not be there to load. */
-INLINE vec load_rest(const int format, const void *row, long k, long columns) {
+APART vec load_rest(int format, const void *row, long k, long columns) {
     float rest[LANES] = {0};
     long size = format == PLAIN32 ? 4 : 2;
     memcpy(rest, (const char *)row + k * size, (columns - k) * size);
@@ -157,8 +157,7 @@ INLINE void tile_panels(const int format, const int P, const int N, const matrix
     else tile_nibbles(P, N, m, w, panel, scale, scales, x, t, sums);
     EACH(p, P) {
         long row = (s + p) * LANES, left = m->rows - row;
-        if (left > 0)
-            EACH(n, N) store_some(y + n * y_stride + row, sums[p][n], left);
+        EACH(n, N) store_some(y + n * y_stride + row, sums[p][n], left);
     }
 }
 

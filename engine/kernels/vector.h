@@ -30,6 +30,7 @@ typedef VECTOR(uint16_t) halves;
 typedef VECTOR(int8_t) narrow;
 
 #define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline, unused))  /* rare: compiled once, not at every use */
 /* A loop over constants, laid out in full, so that what it indexes stays in registers. */
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -74,14 +75,17 @@ INLINE vec magnitude(vec v) { return (vec)((ivec)v & 0x7fffffff); }
 INLINE vec nearest(vec v) { vec magic = all(12582912.0f); return (v + magic) - magic; }
 
 /* The first n of LANES numbers, zeros for the others. */
-INLINE vec load_some(const float *p, long n) {
-    if (n >= LANES) return load(p);
+APART vec load_part(const float *p, long n) {
     float some[LANES] = {0};
     if (n > 0) memcpy(some, p, n * sizeof(float));
     return load(some);
 }
-
-INLINE void store_some(float *p, vec v, long n) { memcpy(p, &v, (n < LANES ? n : LANES) * 4); }
+INLINE vec load_some(const float *p, long n) { return n >= LANES ? load(p) : load_part(p, n); }
+APART void store_part(float *p, vec v, long n) { if (n > 0) memcpy(p, &v, n * sizeof(float)); }
+INLINE void store_some(float *p, vec v, long n) {
+    if (n >= LANES) store(p, v);
+    else store_part(p, v, n);
+}
 /* The first n lanes, zeros for the others. */
 INLINE vec only(vec v, long n) {
     return (vec)((ivec)v & (LANE < (int32_t)(n < LANES ? n : LANES)));

@@ -142,7 +142,8 @@ def arm(request, tmp_path_factory, monkeypatch) -> Any:
     """The library for a compiler and a processor, on ARM."""
     folder = tmp_path_factory.getbasetemp() / "arm"
     folder.mkdir(exist_ok=True)
-    made = build(*request.param, folder)
+    compiler, processor = request.param
+    made = build(compiler, processor, folder)
     monkeypatch.setattr(native, "_at", made.at)
     return made
 
