@@ -27,7 +27,7 @@ static void share(int large_first) { (void)large_first; }
 #endif
 
 enum { BLOCK = 64, VECS = BLOCK / LANES, TILE = 32 };       /* TILE: queries that share a key */
-enum { PANELS = GROUP / LANES, MLP_TOKENS = 64, TALL = 4 }; /* of what one piece of work takes */
+enum { PANELS = GROUP / PANEL, MLP_TOKENS = 64, TALL = 4 }; /* of what one piece of work takes */
 enum { FEW = 8, AHEAD = 2048 };
 enum { SWIGLU, GEGLU, GEGLU_TANH, GELU, GELU_TANH, RELU2 };
 static const float NEVER = -1e30f;  /* the score of a key that may not be seen */
@@ -229,7 +229,6 @@ static void normalise_heads(const model *m, const layer *at, const workspace *w,
 }
 
 INLINE vec load_kept(int64_t format, const char *at) {
-    typedef int8_t narrow __attribute__((vector_size(16)));
     narrow n;
     if (format == PLAIN32) return load((const float *)at);
     if (format == PLAIN16) return load_half((const uint16_t *)at);
@@ -321,7 +320,6 @@ INLINE void gather(const int R, const int format, const float *weights, const ch
 /* Turn a query's scores into weights, and note the largest score and the weights' sum. */
 static void weigh(const model *m, long window, long position, long block, float *scores, float *most,
                   float *total) {
-    static const ivec count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     vec s[VECS], top = all(NEVER);
     ivec seen[VECS];
     long distance = position - block * BLOCK;
@@ -330,7 +328,7 @@ static void weigh(const model *m, long window, long position, long block, float 
         s[i] = load(scores + i * LANES) * m->scale;
         if (m->softcap) s[i] = m->softcap * hyperbolic(s[i] / m->softcap);
         if (!all_seen) {
-            ivec far = (int32_t)(distance - i * LANES) - count;
+            ivec far = (int32_t)(distance - i * LANES) - LANE;
             seen[i] = far >= 0;
             if (window) seen[i] &= far < (int32_t)window;
             s[i] = choose(seen[i], s[i], all(NEVER));
@@ -489,7 +487,7 @@ INLINE vec bend(int64_t activation, vec x) {
  * so that what lies between never leaves the nearest cache. */
 static void widen_mlp(const model *m, const layer *at, const workspace *w, long g, long t, long many) {
     float up_rows[MLP_TOKENS * GROUP], gate_rows[MLP_TOKENS * GROUP];
-    long unit = g * PANELS, panels = up(m->F, LANES), row = g * GROUP;
+    long unit = g * PANELS, panels = up(m->F, PANEL), row = g * GROUP;
     long end = unit + PANELS < panels ? unit + PANELS : panels, left = m->F - row;
     tokens in = some_tokens(&w->in, t);
     product(&at->up, unit, end, &in, many, up_rows - row, GROUP);
@@ -542,13 +540,13 @@ typedef struct {
 /* Some products of the same tokens, shared among the threads in pieces of some panels. */
 static void multiply(const job *jobs, int count, const tokens *x, long many) {
     long pieces[4], total = 0, size = many > FEW ? PANELS : 2;
-    for (int i = 0; i < count; i++) total += pieces[i] = up(jobs[i].m->rows, LANES * size);
+    for (int i = 0; i < count; i++) total += pieces[i] = up(jobs[i].m->rows, PANEL * size);
 #pragma omp for schedule(runtime)
     for (long piece = 0; piece < total; piece++) {
         long at = piece;
         const job *j = jobs;
         for (const long *n = pieces; at >= *n; n++, j++) at -= *n;
-        long panels = up(j->m->rows, LANES), end = (at + 1) * size;
+        long panels = up(j->m->rows, PANEL), end = (at + 1) * size;
         product(j->m, at * size, end < panels ? end : panels, x, many, j->y, j->stride);
     }
 }

@@ -11,7 +11,7 @@ from engine.kernels.compile import Unavailable, build, compiler_for
 
 SOURCES = [Path(__file__).with_name(name) for name in ("matrix.c", "decoder.c")]
 INCLUDED = [Path(__file__).with_name(name) for name in ("matrix.h", "vector.h")]
-FLAGS = ["-O2", "-mprefer-vector-width=512"]
+FLAGS = ["-O2"]
 FORMATS = {"f32": 0, "f16": 1, "bf16": 2, "int8": 3, "int4": 4}
 ACTIVATIONS = ("swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu2")
 

@@ -3,6 +3,7 @@
 #include "vector.h"
 
 enum { PLAIN32, PLAIN16, BRAIN16, BYTES, NIBBLES };  /* fp32, fp16, bf16, int8, int4 */
+enum { PANEL = 16 };  /* rows that lie side by side in int8 and int4 */
 enum { GROUP = 64, HALF = 32 };  /* numbers of a row that share a scale in int8, in int4 */
 
 typedef struct {

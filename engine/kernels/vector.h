@@ -1,27 +1,55 @@
-/* Sixteen numbers at a time, in the compiler's own vector types: AVX-512, AVX2 or NEON as it can.
+/* As many numbers at a time as a register holds, in the compiler's own vector types: 16 with
+ * AVX-512, 8 with AVX2, 4 with NEON. Wider types than the processor's would live in memory.
  *
- * Only what those types cannot say is written once per processor: dot products of bytes, and half
- * precision. Every function here works lane by lane, or adds up lanes in one fixed order, so a
- * result never depends on what else is computed beside it.
+ * Only what those types cannot say is written once per processor, as single instructions: dot
+ * products of bytes, and half precision. (The headers of intrinsics take longer to read than a
+ * product to compile.) Every function here works lane by lane, or adds up lanes in one fixed order,
+ * so a result never depends on what else is computed beside it.
  */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
+#if defined(__AVX512VNNI__)
+#define LANES 16
+#elif defined(__AVX2__) && defined(__F16C__)
+#define LANES 8
+#else
+#define LANES 4
 #endif
-
-enum { LANES = 16 };
-typedef float vec __attribute__((vector_size(64)));
-typedef int32_t ivec __attribute__((vector_size(64)));
+#if LANES == 16 || defined(__aarch64__)
+enum { REGISTERS = 32 };
+#else
+enum { REGISTERS = 16 };
+#endif
+#define VECTOR(type) type __attribute__((vector_size(LANES * sizeof(type))))
+typedef VECTOR(float) vec;
+typedef VECTOR(int32_t) ivec;
+typedef VECTOR(uint16_t) halves;
+typedef VECTOR(int8_t) narrow;
 
 #define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline, unused))  /* rare: compiled once, not at every use */
 /* A loop over constants, laid out in full, so that what it indexes stays in registers. */
-#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+#define EACH(i, n) UNROLL for (int i = 0; i < n; i++)
+
+/* The lanes in order, but for those n apart, which change places. */
+#define AWAY(i, n) ((i) ^ n) % LANES
+#define QUAD(i, n) AWAY(i, n), AWAY(i + 1, n), AWAY(i + 2, n), AWAY(i + 3, n)
+#if LANES == 16
+#define ACROSS(n) QUAD(0, n), QUAD(4, n), QUAD(8, n), QUAD(12, n)
+#elif LANES == 8
+#define ACROSS(n) QUAD(0, n), QUAD(4, n)
+#else
+#define ACROSS(n) QUAD(0, n)
+#endif
+static const ivec LANE = {ACROSS(0)};  /* 0, 1, 2 … */
 
 INLINE long up(long n, long unit) { return (n + unit - 1) / unit; }
 INLINE vec all(float x) { return x - (vec){0}; }
@@ -35,8 +63,9 @@ INLINE vec choose(ivec mask, vec yes, vec no) {
     return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
 }
 INLINE vec greater(vec a, vec b) {
-#if defined(__AVX512F__)  /* which compilers do not find by themselves */
-    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#if LANES > 4  /* which compilers do not find by themselves */
+    __asm__("vmaxps %2, %1, %0" : "=v"(b) : "v"(a), "v"(b));
+    return b;
 #else
     return choose(a > b, a, b);
 #endif
@@ -45,26 +74,29 @@ INLINE vec magnitude(vec v) { return (vec)((ivec)v & 0x7fffffff); }
 /* To the nearest integer, for magnitudes below 2^22: adding 1.5 * 2^23 drops the fraction. */
 INLINE vec nearest(vec v) { vec magic = all(12582912.0f); return (v + magic) - magic; }
 
-/* The first n of 16 numbers, zeros for the others. */
-INLINE vec load_some(const float *p, long n) {
-    if (n >= LANES) return load(p);
+/* The first n of LANES numbers, zeros for the others. */
+APART vec load_part(const float *p, long n) {
     float some[LANES] = {0};
     if (n > 0) memcpy(some, p, n * sizeof(float));
     return load(some);
 }
-
-INLINE void store_some(float *p, vec v, long n) { memcpy(p, &v, (n < LANES ? n : LANES) * 4); }
+INLINE vec load_some(const float *p, long n) { return n >= LANES ? load(p) : load_part(p, n); }
+APART void store_part(float *p, vec v, long n) { if (n > 0) memcpy(p, &v, n * sizeof(float)); }
+INLINE void store_some(float *p, vec v, long n) {
+    if (n >= LANES) store(p, v);
+    else store_part(p, v, n);
+}
 /* The first n lanes, zeros for the others. */
 INLINE vec only(vec v, long n) {
-    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return (vec)((ivec)v & (lane < (int32_t)(n < LANES ? n : LANES)));
+    return (vec)((ivec)v & (LANE < (int32_t)(n < LANES ? n : LANES)));
 }
 
+#define SWAP(v, n) __builtin_shufflevector(v, v, ACROSS(n))
 #define FOLD(v, how)                                                                             \
-    v = how(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)); \
-    v = how(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)); \
-    v = how(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)); \
-    v = how(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+    if (LANES > 8) v = how(v, SWAP(v, 8));                                                       \
+    if (LANES > 4) v = how(v, SWAP(v, 4));                                                       \
+    v = how(v, SWAP(v, 2));                                                                      \
+    v = how(v, SWAP(v, 1));
 INLINE vec plus(vec a, vec b) { return a + b; }
 INLINE float sum(vec v) { FOLD(v, plus) return v[0]; }
 INLINE float largest(vec v) { FOLD(v, greater) return v[0]; }
@@ -88,31 +120,33 @@ INLINE vec hyperbolic(vec x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0
 
 /* Half precision ↔ fp32. */
 INLINE vec load_half(const uint16_t *p) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#elif defined(__F16C__)
-    union { vec v; __m256 half[2]; } u;
-    for (int i = 0; i < 2; i++)
-        u.half[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8 * i)));
-    return u.v;
-#else
     vec v;
+    halves h;
+    memcpy(&h, p, sizeof h);
+#if defined(__F16C__)
+    __asm__("vcvtph2ps %1, %0" : "=v"(v) : "v"(h));
+#elif defined(__aarch64__)
+    __asm__("fcvtl %0.4s, %1.4h" : "=w"(v) : "w"(h));
+#else
     _Float16 some[LANES];
-    memcpy(some, p, sizeof some);
+    memcpy(some, &h, sizeof some);
     for (int i = 0; i < LANES; i++) v[i] = some[i];
-    return v;
 #endif
+    return v;
 }
 INLINE uint16_t to_half(float x) {
     x = x > 65504 ? 65504 : x < -65504 ? -65504 : x;
+    uint16_t bits;
 #if defined(__F16C__)
-    return _cvtss_sh(x, 0);
+    typedef int32_t four __attribute__((vector_size(16)));
+    four half;
+    __asm__("vcvtps2ph $0, %1, %0" : "=x"(half) : "x"(x));
+    bits = half[0];
 #else
     _Float16 half = x;
-    uint16_t bits;
     memcpy(&bits, &half, 2);
-    return bits;
 #endif
+    return bits;
 }
 INLINE float from_half(uint16_t bits) {
     uint16_t some[LANES] = {bits};
@@ -125,56 +159,78 @@ INLINE float from_brain(uint16_t bits) {
     return x;
 }
 INLINE vec load_bf16(const uint16_t *p) {
-    typedef uint16_t halves __attribute__((vector_size(32)));
     halves h;
     memcpy(&h, p, sizeof h);
+#if LANES > 4  /* gcc 12 would do it in halves */
+    ivec wide;
+    __asm__("vpmovzxwd %1, %0" : "=v"(wide) : "v"(h));
+    return (vec)(wide << 16);
+#else
     return (vec)(__builtin_convertvector(h, ivec) << 16);
+#endif
 }
 
-/* Each of 16 sums goes on by 4 products of bytes of w and of x, which all 16 share.
+/* Each of LANES sums goes on by 4 products of bytes of w and of x, which all of them share.
  *
  * `dot_small` takes w in 0 … 15. `dot` takes w with 128 added, and its sum must begin with
- * `begin(s)`, s being the sum of all x: the instruction of AVX-512 wants one unsigned factor, so
- * there the products are 128 · x too large.
+ * `begin(s)`, s being the sum of all x: some instructions want one unsigned factor, so there the
+ * products are 128 · x too large.
  */
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if LANES == 16
+#define DOT "vpdpbusd"
+#else
+#define DOT "%{vex%} vpdpbusd"
+#endif
 INLINE ivec dot(ivec acc, ivec w, int32_t x) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(all_int(x)));
+    __asm__(DOT " %2, %1, %0" : "+v"(acc) : "v"(w), "v"(all_int(x)));
     return acc;
 }
 INLINE ivec dot_small(ivec acc, ivec w, int32_t x) { return dot(acc, w, x); }
 INLINE ivec begin(int32_t s) { return all_int(-128 * s); }
 #else
-typedef int8_t bytes __attribute__((vector_size(64)));
-#if defined(__AVX2__)
-INLINE ivec dot_signed(ivec acc, bytes w, int32_t x) {
-    union { ivec v; __m256i half[2]; } a = {acc}, b = {(ivec)w};
-    __m256i factor = _mm256_set1_epi32(x), one = _mm256_set1_epi16(1);
-    for (int i = 0; i < 2; i++) {
-        __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(b.half[i]),
-                                             _mm256_sign_epi8(factor, b.half[i]));
-        a.half[i] = _mm256_add_epi32(a.half[i], _mm256_madd_epi16(pairs, one));
-    }
-    return a.v;
+#if LANES == 8
+INLINE ivec dot_small(ivec acc, ivec w, int32_t x) {
+    ivec pairs;
+    __asm__("vpmaddubsw %2, %1, %0" : "=x"(pairs) : "x"(w), "x"(all_int(x)));
+    __asm__("vpmaddwd %1, %0, %0" : "+x"(pairs) : "x"(all_int(0x00010001)));
+    return acc + pairs;
+}
+INLINE ivec dot_signed(ivec acc, ivec w, int32_t x) {
+    ivec size, factor, pairs;
+    __asm__("vpabsb %1, %0" : "=x"(size) : "x"(w));
+    __asm__("vpsignb %2, %1, %0" : "=x"(factor) : "x"(all_int(x)), "x"(w));
+    __asm__("vpmaddubsw %2, %1, %0" : "=x"(pairs) : "x"(size), "x"(factor));
+    __asm__("vpmaddwd %1, %0, %0" : "+x"(pairs) : "x"(all_int(0x00010001)));
+    return acc + pairs;
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
-INLINE ivec dot_signed(ivec acc, bytes w, int32_t x) {
-    union { ivec v; int32x4_t part[4]; } a = {acc};
-    union { bytes v; int8x16_t part[4]; } b = {w};
-    int8x16_t factor = vreinterpretq_s8_s32(vdupq_n_s32(x));
-    for (int i = 0; i < 4; i++) a.part[i] = vdotq_s32(a.part[i], b.part[i], factor);
-    return a.v;
+INLINE ivec dot_signed(ivec acc, ivec w, int32_t x) {
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(w), "w"(all_int(x)));
+    return acc;
+}
+#elif defined(__aarch64__)
+INLINE ivec dot_signed(ivec acc, ivec w, int32_t x) {
+    ivec low, high, factor = all_int(x);  /* two products below 128² fit 16 bits */
+    __asm__("smull %0.8h, %1.8b, %2.8b" : "=w"(low) : "w"(w), "w"(factor));
+    __asm__("smull2 %0.8h, %1.16b, %2.16b" : "=w"(high) : "w"(w), "w"(factor));
+    __asm__("addp %0.8h, %0.8h, %1.8h" : "+w"(low) : "w"(high));
+    __asm__("sadalp %0.4s, %1.8h" : "+w"(acc) : "w"(low));
+    return acc;
 }
 #else
-INLINE ivec dot_signed(ivec acc, bytes w, int32_t x) {
-    int8_t factor[4];
+INLINE ivec dot_signed(ivec acc, ivec w, int32_t x) {
+    int8_t ours[LANES * 4], factor[4];
+    memcpy(ours, &w, sizeof w);
     memcpy(factor, &x, 4);
     for (int i = 0; i < LANES; i++)
-        for (int j = 0; j < 4; j++) acc[i] += w[4 * i + j] * factor[j];
+        for (int j = 0; j < 4; j++) acc[i] += ours[4 * i + j] * factor[j];
     return acc;
 }
 #endif
-INLINE ivec dot(ivec acc, ivec w, int32_t x) { return dot_signed(acc, (bytes)w ^ -128, x); }
-INLINE ivec dot_small(ivec acc, ivec w, int32_t x) { return dot_signed(acc, (bytes)w, x); }
+#if LANES != 8
+INLINE ivec dot_small(ivec acc, ivec w, int32_t x) { return dot_signed(acc, w, x); }
+#endif
+INLINE ivec dot(ivec acc, ivec w, int32_t x) { return dot_signed(acc, w ^ (int32_t)0x80808080, x); }
 INLINE ivec begin(int32_t s) { (void)s; return all_int(0); }
 #endif
