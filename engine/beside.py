@@ -8,6 +8,7 @@ from threading import Thread
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+BEGINNING = 0.002  # seconds that the call is given to get to where it needs no lock
 
 
 class Beside(Generic[T]):
@@ -18,6 +19,7 @@ class Beside(Generic[T]):
         self._error: BaseException | None = None
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
+        self._thread.join(BEGINNING)  # else this thread may keep Python's lock for long
 
     def _run(self) -> None:
         try:

@@ -7,7 +7,7 @@ each NAME with its NAME.scale in the layout of `engine/quantize.py`, which confi
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,17 @@ Parameters = dict[str, Matrix | np.ndarray]
 
 
 def read_matrices(folder: Path, config: ModelConfig, format: Format | None) -> Parameters:
-    """Read a checkpoint: matrices in a format (None: as stored), vectors as fp32.
+    """Read a checkpoint: see `begin_reading`."""
+    return begin_reading(folder, config, format)()
 
-    Both lie in large pages where there are any, because every token reads all of them.
+
+def begin_reading(
+    folder: Path, config: ModelConfig, format: Format | None
+) -> Callable[[], Parameters]:
+    """Begin to read a checkpoint: matrices in a format (None: as stored), vectors as fp32.
+
+    The call that is returned ends it, and raises what this does. All lies in large pages where
+    there are any, because every token reads all of it.
 
     Raises: CheckpointError if anything is missing, corrupt or does not fit together, or a quantized
     checkpoint is wanted in another format.
@@ -49,13 +57,16 @@ def read_matrices(folder: Path, config: ModelConfig, format: Format | None) -> P
     read_manifest(folder)
     stored = stored_format(folder)
     if stored is None:
-        return dict(_converted(folder, config, format))
+        return lambda: dict(_converted(folder, config, format))
     if format not in (None, stored):
         raise CheckpointError(
             f"{folder}: is stored as {stored}, which cannot become {format}; use it as it is, or"
             " the checkpoint that it was made of"
         )
-    return _read_quantized(folder, config, stored)
+    shapes = parameter_shapes(config)
+    tensors = Tensors(folder, kinds=("U8", "F32", "F16"), copied=True)
+    formats = _check_quantized(folder, shapes, stored, tensors)
+    return lambda: dict(_quantized(folder, shapes, formats, tensors))
 
 
 def tokenizer_of(folder: Path, config: ModelConfig) -> Tokenizer:
@@ -152,10 +163,13 @@ def pack_parameter(
         raise CheckpointError(f"{folder}: {name} {error}") from None
 
 
-def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parameters:
-    """Read the tensors of a quantized checkpoint. Raises: CheckpointError if they do not fit."""
-    shapes = parameter_shapes(config)
-    tensors = Tensors(folder, kinds=("U8", "F32", "F16"), copied=True)
+def _check_quantized(
+    folder: Path, shapes: Mapping[str, Shape], format: Format, tensors: Tensors
+) -> dict[str, Format]:
+    """Return the format of each parameter of a quantized checkpoint.
+
+    Raises: CheckpointError if a tensor is missing or of another shape.
+    """
     formats: dict[str, Format] = {name: format_of(name, format) for name in shapes}
     for name in formats:  # in int4, any matrix of a block may have int8, of four dimensions
         if format == "int4" and name.startswith("blocks.") and name in tensors.places:
@@ -171,7 +185,13 @@ def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parame
             raise CheckpointError(
                 f"{folder}: {name} is {there:.200}, but config.json asks for {wanted}"
             )
-    parameters: Parameters = {}
+    return formats
+
+
+def _quantized(
+    folder: Path, shapes: Mapping[str, Shape], formats: Mapping[str, Format], tensors: Tensors
+) -> Iterator[tuple[str, Matrix | np.ndarray]]:
+    """Yield the parameters of a quantized checkpoint. Raises: CheckpointError if it is damaged."""
     for name, shape in shapes.items():
         data = tensors.read(name)
         if len(shape) == 2:
@@ -184,8 +204,7 @@ def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parame
                 )
             kind = formats[name]
             data = Matrix(format=kind, rows=rows, columns=columns, data=data, scale=scale)
-        parameters[name] = data
-    return parameters
+        yield name, data
 
 
 def quantized_layout(

@@ -12,6 +12,7 @@ Source: the format, https://huggingface.co/docs/safetensors.
 import json
 import math
 import mmap
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.beside import Beside
 from engine.errors import CheckpointError
 from engine.pages import large_memory, worth_copying
 
@@ -58,17 +60,19 @@ class _File:
                 self.places = _read_header(file.read(length), size)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
                 self._bytes = np.frombuffer(self._map, np.uint8)
+                self._copying = None
                 if copied and worth_copying(len(self._bytes)):
-                    self._bytes = large_memory(len(self._bytes))
-                    file.seek(0)
-                    if file.readinto(self._bytes.data) < len(self._bytes):
-                        raise OSError("it became shorter while it was read")
+                    self._bytes = memory = large_memory(len(self._bytes))
+                    again = os.dup(file.fileno())
+                    self._copying = Beside(lambda: _copy(path, again, memory))
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error!s:.200}") from None
         self._begin = 8 + length
 
     def read(self, place: Place) -> np.ndarray:
         """Return a tensor where it lies; a copy of one that lies askew."""
+        if self._copying:
+            self._copying.result()
         data = self._bytes[self._begin + place.begin : self._begin + place.end]
         return np.require(data.view(KINDS[place.kind]).reshape(place.shape), requirements="A")
 
@@ -79,6 +83,17 @@ class _File:
         last = (self._begin + place.end) // page * page
         if last > first and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def _copy(path: Path, descriptor: int, memory: np.ndarray) -> None:
+    """Fill memory with a whole file. Raises: CheckpointError if the file does not."""
+    try:
+        with open(descriptor, "rb") as file:
+            file.seek(0)
+            if file.readinto(memory.data) < len(memory):
+                raise OSError("it became shorter while it was read")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error!s:.200}") from None
 
 
 def _read_header(text: bytes, size: int) -> dict[str, Place]:
@@ -135,7 +150,8 @@ class Tensors:
     ) -> None:
         """Open the weight files of a folder, or the `only` one, and read their headers.
 
-        They are mapped; `copied`, read into memory in large pages where that is there and room is.
+        They are mapped; `copied`, a thread begins to read them into memory in large pages, where
+        there are any and room is.
 
         Raises: CheckpointError if a file is missing or malformed, the index leads elsewhere, or a
         tensor is of none of these `kinds`.

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from engine.adapter_config import is_adapter, model_digest, weights_stamp
-from engine.beside import Beside
 from engine.config import ModelConfig
 from engine.errors import RecipeError, ResourceError
 from engine.generate.decoder import Weighed
@@ -21,7 +20,7 @@ from engine.generate.native import NativeDecoder
 from engine.kernels.compile import Unavailable
 from engine.kernels.decoder import Library, load_library, unbuilt
 from engine.manifest import read_config
-from engine.matrices import read_matrices, tokenizer_of
+from engine.matrices import begin_reading, tokenizer_of
 from engine.pages import Arena
 from engine.quantize import Format, format_of, pack
 from engine.text.tokenizer import Tokenizer
@@ -132,9 +131,9 @@ def _native(
 ) -> tuple[NativeDecoder, Tokenizer]:
     """Read the weights and hand them to our own C."""
     config = read_config(folder)
-    reading = Beside(lambda: read_matrices(folder, config, FORMATS[dtype]))
+    ended = begin_reading(folder, config, FORMATS[dtype])
     tokenizer = tokenizer_of(folder, config)  # takes as long as the weights of a small model
-    weights = reading.result()
+    weights = ended()
     if layers:
         config = _shorter(config, layers)
     kv = "fp16" if kv == "auto" else kv
