@@ -140,7 +140,7 @@ def _read_quantized(folder: Path, config: ModelConfig, format: Format) -> Parame
     """Map the tensors of a quantized checkpoint. Raises: CheckpointError if they do not fit."""
     shapes = parameter_shapes(config)
     tensors = Tensors(folder, kinds=("U8", "F32", "F16"))
-    formats = {name: format_of(name, format) for name in shapes}
+    formats: dict[str, Format] = {name: format_of(name, format) for name in shapes}
     for name in formats:  # in int4, any matrix of a block may have int8, of four dimensions
         if format == "int4" and name.startswith("blocks.") and name in tensors.places:
             formats[name] = "int8" if len(tensors.places[name].shape) == 4 else "int4"
