@@ -1,5 +1,6 @@
 """Rounding by what a matrix is multiplied by: against plain rounding, and against brute force."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -204,11 +205,10 @@ def test_a_model_loses_less_than_by_rounding_on_text_that_nothing_saw():
     ids=["llama", "gpt2", "gemma", "untied", "odd"],
 )
 def test_every_matrix_of_any_shape_of_model_comes_once_and_the_same_again(changes):
-    import dataclasses
-
     config = dataclasses.replace(SMALL, **changes)
     tokens = torch.randint(0, 64, (4, 24), generator=torch.Generator().manual_seed(0))
     made: list[dict[str, Matrix]] = []
+    model = Transformer(config)
     for _ in range(2):
         model = Transformer(config)
         initialise(model, torch.Generator().manual_seed(1))
@@ -220,5 +220,6 @@ def test_every_matrix_of_any_shape_of_model_comes_once_and_the_same_again(change
     for name, matrix in made[0].items():
         again = made[1][name]
         assert np.array_equal(matrix.data, again.data), name
-        assert matrix.scale is not None and np.array_equal(matrix.scale, again.scale), name
+        assert matrix.scale is not None and again.scale is not None
+        assert np.array_equal(matrix.scale, again.scale), name
         assert matrix.data.shape == pack(unpack(matrix), matrix.format).data.shape
