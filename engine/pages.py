@@ -8,6 +8,7 @@ asks (madvise), not for mapped files, so weights are read into such memory inste
 import math
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 LARGE = 2 << 20
 PIECE = 16 * LARGE  # bytes taken from the system at once
 ALIGNMENT = 64  # bytes: a line of the cache, and the widest load
+MEMORY, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")  # of a container
 SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -56,9 +58,11 @@ class Arena:
 
 def free_memory() -> int:
     """Return the bytes of main memory that can be had without swapping."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError):
+        for line in MEMORY.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+                free = int(line.split()[1]) * 1024
+    with suppress(OSError, ValueError):  # "max" is no number, and no limit
+        free = min(free, int(LIMIT.read_text(encoding="ascii")))
+    return free

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from engine import pages
-from engine.pages import ALIGNMENT, LARGE, PIECE, Arena, large_memory, worth_copying
+from engine.pages import ALIGNMENT, LARGE, PIECE, Arena, free_memory, large_memory, worth_copying
 
 
 def test_large_memory_begins_where_a_large_page_does_and_holds_zeros():
@@ -46,3 +46,16 @@ def test_copying_needs_large_pages_and_room_for_two(switch, free, copied, monkey
     monkeypatch.setattr(pages, "SWITCH", path)
     monkeypatch.setattr(pages, "free_memory", lambda: free)
     assert worth_copying(100) is copied
+
+
+@pytest.mark.parametrize(
+    "limit, free", [("max\n", 5 << 20), ("4000000\n", 4_000_000), (None, 5 << 20)]
+)
+def test_a_container_has_no_more_memory_than_its_limit(limit, free, monkeypatch, tmp_path):
+    memory, file = tmp_path / "meminfo", tmp_path / "memory.max"
+    memory.write_text("MemTotal: 9999 kB\nMemAvailable:    5120 kB\n")
+    if limit:
+        file.write_text(limit)
+    monkeypatch.setattr(pages, "MEMORY", memory)
+    monkeypatch.setattr(pages, "LIMIT", file)
+    assert free_memory() == free
