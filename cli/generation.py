@@ -111,7 +111,8 @@ def answer(request: Request, *, as_json: bool, quiet: bool) -> None:
         stats.insert(0, f"prefix {restored:,} of {len(prompt):,} tok from cache")
     if prefixes and short:
         stats.append(f"a prompt below {prefixes.least(decoder)} tok is not kept")
-    say_facts([*stats, decoder.name, f"seed {seed}"], quiet)
+    who = [decoder.name, "keys and values in int8"] if decoder.kv == "int8" else [decoder.name]
+    say_facts([*stats, *who, f"seed {seed}"], quiet)
     if guesser:
         _say_guesses(guesser, quiet)
     if prefixes:

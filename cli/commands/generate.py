@@ -41,7 +41,8 @@ def generate(
     model: Model = None,
     file: Annotated[Optional[Path], typer.Option("-f", "--file", help="Read a file.")] = None,
     max_tokens: Annotated[
-        Optional[int], typer.Option(min=0, help="Most tokens; else the model's own, or 200.")
+        Optional[int],
+        typer.Option(min=0, help="Most tokens; else the model's own, or 200; in a chat, 2,048."),
     ] = None,
     temperature: Annotated[
         Optional[float], typer.Option(min=0, help="0 takes the likeliest token each time.")

@@ -12,7 +12,9 @@ def quantize(
     model: Annotated[str, typer.Argument(help="Checkpoint: folder, or name under checkpoints/.")],
     to: Annotated[
         Literal["int8", "int4"],
-        typer.Option("--to", help="int8: a scale a row; int4: scale and minimum for each 32."),
+        typer.Option(
+            "--to", help="int8: a scale for each 64 of a row; int4: scale and minimum for each 32."
+        ),
     ],
     out: Annotated[
         Optional[Path],
@@ -40,9 +42,9 @@ def quantize(
 ) -> None:
     """Round a checkpoint's matrices to 8 or 4 bits, as a checkpoint of its own.
 
-    A quarter or an eighth of fp32's size, and faster about as much, since
-    generating on a CPU is reading weights. Norms and biases stay in fp32. To
-    try a format without writing anything: `lm generate --dtype int8`.
+    A quarter of fp32's size in int8, a sixth or so in int4, and faster about as
+    much, since generating on a CPU is reading weights. Norms and biases stay in
+    fp32. To try a format without writing anything: `lm generate --dtype int8`.
 
     int4 is calibrated: the model reads some text, and each matrix is rounded so
     that it still gives what it gave on that, which takes minutes. Without

@@ -147,7 +147,8 @@ class Pace:
 
     def _lose(self) -> None:
         """Pause, each time for longer, then give guessing another try; at last give it up."""
-        why = f"{self._right / self._seen:.0%} right at {self._cost():.2f} steps each"
+        right, cost = self._right / self._seen, self._cost()
+        why = f"lately some {right:.0%} right, and one takes {cost:.2f} of a token's time"
         if self._in_a_row == len(PAUSES):
             self.stop(f"given up: {why}")
             return

@@ -59,7 +59,7 @@ def test_it_pauses_when_it_loses_tries_again_and_gives_up():
     ]
     assert len(tried) == TRIES * (len(PAUSES) + 1)  # and never again
     report = pace.report("lookup")
-    assert report.off.startswith("given up: ") and report.off.endswith("0.50 steps each")
+    assert report.off.startswith("given up: ") and report.off.endswith("0.50 of a token's time")
     assert report.real == pytest.approx(report.expected, rel=0.1)
     assert 0.9 < report.real < 1
     pace.begin()
