@@ -58,7 +58,10 @@ def opened(out: Path, resume: bool, force: bool) -> Iterator[FileIO]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RecipeError(f"{out}: another process is writing it; wait for it") from None
-        held = os.fstat(stream.fileno()).st_size  # a device or a pipe has nothing to lose
+        about = os.fstat(stream.fileno())
+        if resume and not stat.S_ISREG(about.st_mode):
+            raise RecipeError(f"{out}: is no file that could be gone on with; leave out --resume")
+        held = about.st_size  # a device or a pipe has nothing to lose
         if held and not (resume or force):
             raise RecipeError(f"{out}: exists; --resume goes on with it, --force replaces it")
         if held and force:
@@ -124,6 +127,7 @@ def replaced(output: FileIO, better: Mapping[int, Mapping[str, Any]]) -> FileIO:
             flush(temporary)
             os.replace(temporary, path)
             stack.pop_all()  # it stays open
+            new.name = output.name
         return new
     except OSError as error:
         raise _refused(output, error) from None

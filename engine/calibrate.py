@@ -32,6 +32,7 @@ from engine.quantize import FARTHEST, GROUP, SPANS, Matrix, format_of, lay, pack
 
 DAMP = 0.01  # of H's mean diagonal, added to it: directions hardly seen keep their weights
 TURNS = 4  # of rounding a group, then fitting scale and minimum to its steps
+MOST_NATS = 700  # beyond it, exp leaves fp64
 ROWS = 8  # windows that go through a block at a time
 # Matrices that read the same input share what is known of it; the first is where we listen.
 READERS = (
@@ -84,7 +85,8 @@ def perplexity(model: Transformer, tokens_BT: Tensor) -> float:
         F.cross_entropy(model(row[None, :-1])[0].float(), row[1:], reduction="sum").item()
         for row in tokens_BT
     ]
-    return math.exp(math.fsum(nats) / (tokens_BT.numel() - len(tokens_BT)))
+    mean = math.fsum(nats) / (tokens_BT.numel() - len(tokens_BT))
+    return math.exp(min(mean, MOST_NATS))
 
 
 class _Place(nn.Module):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.errors import ResourceError
+
 LARGE = 2 << 20
 PIECE = 16 * LARGE  # bytes taken from the system at once
 ALIGNMENT = 64  # bytes: a line of the cache, and the widest load
@@ -30,10 +32,20 @@ def worth_copying(size: int) -> bool:
 
 
 def large_memory(size: int) -> np.ndarray:
-    """Return zeros in large pages where there are any. Shapes: → uint8 (size,)."""
-    memory = mmap.mmap(-1, size + LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Return zeros in large pages where there are any. Shapes: → uint8 (size,).
+
+    Raises: ResourceError if there is no memory.
+    """
+    try:
+        memory = mmap.mmap(-1, size + LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise ResourceError(
+            f"no memory for {size / 1e6:,.0f} MB; end other programs, raise the limit (ulimit -v),"
+            " or take a smaller model or context"
+        ) from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(memory, np.uint8)
     begin = -whole.ctypes.data % LARGE
     return whole[begin : begin + size]

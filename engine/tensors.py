@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from engine.beside import Beside
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, ResourceError
 from engine.pages import large_memory, worth_copying
 
 SINGLE = "model.safetensors"
@@ -62,12 +63,18 @@ class _File:
                 self._bytes = np.frombuffer(self._map, np.uint8)
                 self._copying = None
                 if copied and worth_copying(len(self._bytes)):
-                    self._bytes = memory = large_memory(len(self._bytes))
-                    again = os.dup(file.fileno())
-                    self._copying = Beside(lambda: _copy(path, again, memory))
+                    self._copy(path, file.fileno())
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error!s:.200}") from None
         self._begin = 8 + length
+
+    def _copy(self, path: Path, descriptor: int) -> None:
+        """Have a thread fill memory with the file; without memory it stays mapped."""
+        with suppress(ResourceError):
+            memory = large_memory(len(self._bytes))
+            again = os.dup(descriptor)
+            self._copying = Beside(lambda: _fill(path, again, memory))
+            self._bytes = memory
 
     def read(self, place: Place) -> np.ndarray:
         """Return a tensor where it lies; a copy of one that lies askew."""
@@ -85,7 +92,7 @@ class _File:
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-def _copy(path: Path, descriptor: int, memory: np.ndarray) -> None:
+def _fill(path: Path, descriptor: int, memory: np.ndarray) -> None:
     """Fill memory with a whole file. Raises: CheckpointError if the file does not."""
     try:
         with open(descriptor, "rb") as file:

@@ -78,6 +78,8 @@ def quantize(
     out = out or CHECKPOINTS / f"{Path(model).resolve().name}-{to}"
     if to == "int8" and calibrate not in (None, "none"):
         raise RecipeError("--calibrate is for int4; int8 loses too little to need it")
+    if to == "int8" and keep:
+        raise RecipeError("--keep is for int4; in int8 all matrices have 8 bits")
     sources = {None: ["stdlib", "pydoc"], "none": []}.get(calibrate, [calibrate])
     corpora = [open_corpus(source, DataConfig()) for source in sources if to == "int4"]
     with tidy_interrupt():

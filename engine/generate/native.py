@@ -7,6 +7,7 @@ values were computed or loaded.
 
 import ctypes
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import POINTER, c_int64, c_void_p
 
@@ -378,10 +379,14 @@ def _pieces(runs: Sequence[Run]) -> Iterator[list[Part]]:
 
 
 def _format_of(matrices: Mapping[str, Matrix | np.ndarray]) -> str:
-    """Name the format of the first matrix of a block."""
+    """Name the format that most numbers of the blocks have."""
     short = {"f32": "fp32", "f16": "fp16"}
-    found = next(m for n, m in matrices.items() if isinstance(m, Matrix) and n.startswith("blocks"))
-    return short.get(found.format, found.format)
+    numbers: Counter[str] = Counter()
+    for name, matrix in matrices.items():
+        if isinstance(matrix, Matrix) and name.startswith("blocks"):
+            numbers[matrix.format] += matrix.rows * matrix.columns
+    format = numbers.most_common(1)[0][0]
+    return short.get(format, format)
 
 
 def _cores() -> int:

@@ -89,8 +89,10 @@ def quantize(
         raise CheckpointError(f"{folder}: is quantized already, to {already}; take its original")
     config = read_config(folder)
     for word in fine:
-        if not any(word in name for name, shape in parameter_shapes(config).items() if shape[1:]):
-            raise RecipeError(f"{word}: no matrix of {folder} has a name with that")
+        if not word or not any(
+            word in name for name, shape in parameter_shapes(config).items() if shape[1:]
+        ):
+            raise RecipeError(f"{word!r}: no matrix of {folder} has a name with that")
     tokenizer = load_tokenizer(folder)
     specs = _plan(folder, config, format, fine)
     total = sum(spec.bytes for spec in specs)
@@ -98,6 +100,8 @@ def quantize(
     ready: dict[str, Matrix] = {}
     calibration = None
     if corpora and format == "int4":
+        if config.max_seq_len < 2:
+            raise RecipeError(f"{folder}: has a context of 1 token; use --calibrate none")
         passages = gather(corpora, tokenizer, min(LENGTH, config.max_seq_len), windows)
         calibration = yield from _calibrate(folder, passages, ready, fine)
     errors: dict[str, float] = {}

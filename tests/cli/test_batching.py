@@ -234,6 +234,7 @@ def test_an_output_is_not_overwritten_unasked(here, tmp_path):
     failed(here(*words), 2, "exists; --resume goes on with it, --force replaces it")
     assert out.read_bytes() == whole
     failed(here(*words, "--resume", "--force"), 2, "--force")
+    failed(here("--batch", "in", "-o", "/dev/null", "--resume"), 2, "leave out --resume")
     assert here(*words, "--force", lines=LINES[:1]).code == 0
     assert rows_of(out.read_text()) == rows_of(whole.decode())[:1]
 

@@ -106,10 +106,12 @@ def test_int4_is_calibrated_by_the_text_that_is_named(run, place):
     [
         (("--to", "int8", "--calibrate", "stdlib"), 2, "--calibrate is for int4"),
         (("--to", "int4", "--calibrate", "nowhere"), 3, "nowhere: no such file"),
-        (("--to", "int4", "--keep", "dwon"), 2, "dwon: no matrix of"),
+        (("--to", "int4", "--keep", "dwon"), 2, "'dwon': no matrix of"),
+        (("--to", "int4", "--keep", ""), 2, "'': no matrix of"),
+        (("--to", "int8", "--keep", "q_proj"), 2, "--keep is for int4"),
         (("--to", "int4", "--calibrate", "short.txt"), 3, "too little text to calibrate by"),
     ],
-    ids=["int8", "missing", "keep", "short"],
+    ids=["int8", "missing", "keep", "keep-nothing", "keep-int8", "short"],
 )
 def test_what_cannot_be_calibrated_by_is_said(more, code, said, run, place):
     (place.parent / "short.txt").write_text("Brief.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -134,6 +135,13 @@ def test_perplexity_is_that_of_the_formula():
     chances = model(tokens).detach().softmax(-1)
     surprise = [-chances[b, t, tokens[b, t + 1]].log() for b in range(3) for t in range(19)]
     assert perplexity(model, tokens) == pytest.approx(float(torch.stack(surprise).mean().exp()))
+
+
+def test_perplexity_of_a_model_that_is_sure_of_what_is_wrong_is_a_number():
+    model = Transformer(SMALL)
+    with torch.no_grad():
+        model.embed_tokens.weight.mul_(0).add_(1e6 * torch.randn(64, 32))
+    assert math.isfinite(perplexity(model, torch.randint(0, 64, (3, 20))))
 
 
 SMALL = ModelConfig(

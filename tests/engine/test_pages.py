@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from engine import pages
+from engine.errors import ResourceError
 from engine.pages import ALIGNMENT, LARGE, PIECE, Arena, free_memory, large_memory, worth_copying
 
 
@@ -59,3 +60,8 @@ def test_a_container_has_no_more_memory_than_its_limit(limit, free, monkeypatch,
     monkeypatch.setattr(pages, "MEMORY", memory)
     monkeypatch.setattr(pages, "LIMIT", file)
     assert free_memory() == free
+
+
+def test_no_memory_is_one_clear_line():
+    with pytest.raises(ResourceError, match="no memory for"):
+        large_memory(1 << 60)

@@ -15,7 +15,7 @@ from engine.data.passages import gather
 from engine.errors import CheckpointError, RecipeError, ResourceError
 from engine.interop.importing import Progress
 from engine.interop.quantizing import Quantized, quantize
-from engine.manifest import read_config, read_json, read_manifest
+from engine.manifest import read_config, read_json, read_manifest, write_manifest
 from engine.matrices import read_matrices
 from engine.quantize import Matrix, format_of, pack, unpack
 from engine.tensors import SINGLE
@@ -116,6 +116,16 @@ def test_more_may_keep_8_bits(corpora, folder, tmp_path):
         found = [x for n, x in stored.items() if "down_proj" in n and isinstance(x, Matrix)]
         assert {matrix.format for matrix in found} == {expected}
         load_model(tmp_path / place)
+
+
+def test_a_context_of_one_token_cannot_be_calibrated(folder, tmp_path):
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"max_position_embeddings": 1}))
+    facts = read_manifest(folder)
+    write_manifest(folder, {key: facts[key] for key in facts.keys() - {"schema", "files"}})
+    with pytest.raises(RecipeError, match="has a context of 1 token; use --calibrate none"):
+        result(folder, tmp_path / "out", "int4", corpora=WORDS)
+    assert result(folder, tmp_path / "out", "int4").bytes
 
 
 def test_an_interruption_of_calibrating_leaves_nothing(folder, tmp_path):
