@@ -122,6 +122,7 @@ def test_a_context_of_one_token_cannot_be_calibrated(folder, tmp_path):
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(raw | {"max_position_embeddings": 1}))
     facts = read_manifest(folder)
+    (folder / "manifest.json").unlink()
     write_manifest(folder, {key: facts[key] for key in facts.keys() - {"schema", "files"}})
     with pytest.raises(RecipeError, match="has a context of 1 token; use --calibrate none"):
         result(folder, tmp_path / "out", "int4", corpora=WORDS)
