@@ -119,9 +119,9 @@ def test_more_may_keep_8_bits(corpora, folder, tmp_path):
 
 
 def test_a_context_of_one_token_cannot_be_calibrated(folder, tmp_path):
+    facts = read_manifest(folder)
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(raw | {"max_position_embeddings": 1}))
-    facts = read_manifest(folder)
     (folder / "manifest.json").unlink()
     write_manifest(folder, {key: facts[key] for key in facts.keys() - {"schema", "files"}})
     with pytest.raises(RecipeError, match="has a context of 1 token; use --calibrate none"):
