@@ -87,7 +87,7 @@ def test_what_computes_is_named_and_costs_what_its_format_takes(library):
         "native fp32 fp16": 4 * (32 * (701 + rows) + 2 * 32 * 96 + vectors) + 2 * kept,
         "native int8 fp16": 34 * (705 + rows) + 2 * 32 * (96 + 4) + 4 * vectors + 2 * kept,
         "native int8 int8": 34 * (705 + rows) + 2 * 32 * (96 + 4) + 4 * vectors + 1.5 * kept,
-        "native int4 fp16": 34 * (705 + fine) + 20 * (rows - fine) + 2 * 32 * 60 + 4 * vectors + 2 * kept,
+        "native int4 fp16": 34 * (705 + fine) + 20 * (rows + 192 - fine) + 4 * vectors + 2 * kept,
     }
 
 
