@@ -18,7 +18,7 @@ from engine.bench.result import Limits, Measured, Repetition, Result
 from engine.bench.subject import Subject, from_checkpoint, from_recipe, settings
 from engine.errors import EngineError, RecipeError, ResourceError
 from engine.generate.load import FORMATS
-from engine.generate.native import KINDS
+from engine.generate.native_cache import KINDS
 from engine.hardware import use_threads
 from engine.machine import Machine, describe
 from engine.recipe import fields

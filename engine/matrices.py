@@ -6,8 +6,7 @@ each NAME with its NAME.scale in the layout of `engine/quantize.py`, which confi
     "quantization_config": {"quant_method": "lm-workbench", "format": "int8", "version": 1}
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from engine.errors import CheckpointError
 from engine.manifest import read_json, read_manifest
 from engine.model.config_json import OWN_TYPE, QUANTIZATION, is_quantized
 from engine.model.shapes import Shape, check_fit, parameter_shapes
-from engine.pages import Arena, worth_copying
+from engine.pages import Arena
 from engine.quantize import (
     Empty,
     Format,
@@ -39,17 +38,9 @@ Parameters = dict[str, Matrix | np.ndarray]
 
 
 def read_matrices(folder: Path, config: ModelConfig, format: Format | None) -> Parameters:
-    """Read a checkpoint: see `begin_reading`."""
-    return begin_reading(folder, config, format)()
+    """Read a checkpoint: matrices in a format (None: as stored), vectors as fp32.
 
-
-def begin_reading(
-    folder: Path, config: ModelConfig, format: Format | None
-) -> Callable[[], Parameters]:
-    """Begin to read a checkpoint: matrices in a format (None: as stored), vectors as fp32.
-
-    The call that is returned ends it, and raises what this does. All lies in large pages where
-    there are any, because every token reads all of it.
+    What lies in the file as it is wanted stays there, mapped; what is made lies in large pages.
 
     Raises: CheckpointError if anything is missing, corrupt or does not fit together, or a quantized
     checkpoint is wanted in another format.
@@ -57,16 +48,16 @@ def begin_reading(
     read_manifest(folder)
     stored = stored_format(folder)
     if stored is None:
-        return lambda: dict(_converted(folder, config, format))
+        return dict(_converted(folder, config, format))
     if format not in (None, stored):
         raise CheckpointError(
             f"{folder}: is stored as {stored}, which cannot become {format}; use it as it is, or"
             " the checkpoint that it was made of"
         )
     shapes = parameter_shapes(config)
-    tensors = Tensors(folder, kinds=("U8", "F32", "F16"), copied=True)
+    tensors = Tensors(folder, kinds=("U8", "F32", "F16"))
     formats = _check_quantized(folder, shapes, stored, tensors)
-    return lambda: dict(_quantized(folder, shapes, formats, tensors))
+    return dict(_quantized(folder, shapes, formats, tensors))
 
 
 def tokenizer_of(folder: Path, config: ModelConfig) -> Tokenizer:
@@ -137,15 +128,14 @@ def _converted(
     folder: Path, config: ModelConfig, format: Format | None
 ) -> Iterator[tuple[str, Matrix | np.ndarray]]:
     """Yield the parameters in a format. Raises: CheckpointError if one cannot be said in it."""
-    at_most = 4 * sum(map(math.prod, parameter_shapes(config).values()))
-    arena, mapped = Arena(), not worth_copying(at_most)
+    arena = Arena()
     for name, values in plain_parameters(folder, config):
         if values.ndim == 1:
             yield name, np.array(widen(values))
             continue
         stored = PLAIN.get(values.dtype.name)
         wanted = format_of(name, format) if format else stored or "f32"
-        if mapped and wanted == stored:
+        if wanted == stored:
             rows, columns = values.shape
             data = np.ascontiguousarray(values)
             yield name, Matrix(format=wanted, rows=rows, columns=columns, data=data)

@@ -2,7 +2,7 @@
 
 A processor looks up in a table where each page lies. In pages of 4 KB those look-ups cost reading
 weights a third of the memory's speed; in pages of 2 MB they vanish. Linux has them for memory that
-asks (madvise), not for mapped files, so weights are read into such memory instead of mapped.
+asks (madvise), not for mapped files. So weights are mapped, for a first token at once, and moved.
 """
 
 import math
@@ -10,12 +10,14 @@ import mmap
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine.errors import ResourceError
 
 LARGE = 2 << 20
+PAGE = mmap.PAGESIZE
 PIECE = 16 * LARGE  # bytes taken from the system at once
 ALIGNMENT = 64  # bytes: a line of the cache, and the widest load
 MEMORY, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")  # of a container
@@ -66,6 +68,36 @@ class Arena:
         array = self._left[:size].view(dtype).reshape(shape)
         self._left = self._left[taken:]
         return array
+
+
+class Mapping(mmap.mmap):
+    """A file in memory, from which arrays can be moved."""
+
+
+def move(array: np.ndarray, arena: Arena) -> np.ndarray:
+    """Return a copy in large pages of an array in a mapped file, whose own pages are given back.
+
+    Any other array comes back as it is.
+    """
+    mapping = mapping_of(array)
+    if not isinstance(mapping, Mapping):
+        return array
+    copy = arena.empty(array.shape, array.dtype.type)
+    copy[...] = array
+    if hasattr(mmap, "MADV_DONTNEED"):
+        begin = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
+        first, last = -(-begin // PAGE) * PAGE, (begin + array.nbytes) // PAGE * PAGE
+        if last > first:
+            mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
+    return copy
+
+
+def mapping_of(array: np.ndarray) -> Any:
+    """Return what an array lies in."""
+    base: Any = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    return base.obj if isinstance(base, memoryview) else base
 
 
 def free_memory() -> int:

@@ -12,18 +12,15 @@ Source: the format, https://huggingface.co/docs/safetensors.
 import json
 import math
 import mmap
-import os
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.beside import Beside
-from engine.errors import CheckpointError, ResourceError
-from engine.pages import large_memory, worth_copying
+from engine.errors import CheckpointError
+from engine.pages import Mapping
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -49,7 +46,7 @@ class Place:
 class _File:
     """One file: its header, and the bytes behind it."""
 
-    def __init__(self, path: Path, copied: bool) -> None:
+    def __init__(self, path: Path) -> None:
         try:
             if path.exists() and not path.is_file():
                 raise OSError("not a file")  # a pipe would keep us waiting
@@ -59,27 +56,14 @@ class _File:
                 if size < 0 or length > LARGEST_HEADER:
                     raise ValueError(f"its header of {length:,} bytes does not end in the file")
                 self.places = _read_header(file.read(length), size)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self._map = Mapping(file.fileno(), 0, access=mmap.ACCESS_COPY)
                 self._bytes = np.frombuffer(self._map, np.uint8)
-                self._copying = None
-                if copied and worth_copying(len(self._bytes)):
-                    self._copy(path, file.fileno())
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error!s:.200}") from None
         self._begin = 8 + length
 
-    def _copy(self, path: Path, descriptor: int) -> None:
-        """Have a thread fill memory with the file; without memory it stays mapped."""
-        with suppress(ResourceError):
-            memory = large_memory(len(self._bytes))
-            again = os.dup(descriptor)
-            self._copying = Beside(lambda: _fill(path, again, memory))
-            self._bytes = memory
-
     def read(self, place: Place) -> np.ndarray:
         """Return a tensor where it lies; a copy of one that lies askew."""
-        if self._copying:
-            self._copying.result()
         data = self._bytes[self._begin + place.begin : self._begin + place.end]
         return np.require(data.view(KINDS[place.kind]).reshape(place.shape), requirements="A")
 
@@ -90,17 +74,6 @@ class _File:
         last = (self._begin + place.end) // page * page
         if last > first and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
-
-
-def _fill(path: Path, descriptor: int, memory: np.ndarray) -> None:
-    """Fill memory with a whole file. Raises: CheckpointError if the file does not."""
-    try:
-        with open(descriptor, "rb") as file:
-            file.seek(0)
-            if file.readinto(memory.data) < len(memory):
-                raise OSError("it became shorter while it was read")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error!s:.200}") from None
 
 
 def _read_header(text: bytes, size: int) -> dict[str, Place]:
@@ -147,18 +120,8 @@ def _read_place(name: str, value: Any) -> Place:
 class Tensors:
     """The tensors of a folder by name."""
 
-    def __init__(
-        self,
-        folder: Path,
-        only: str = "",
-        kinds: Collection[str] = FLOATS,
-        *,
-        copied: bool = False,
-    ) -> None:
+    def __init__(self, folder: Path, only: str = "", kinds: Collection[str] = FLOATS) -> None:
         """Open the weight files of a folder, or the `only` one, and read their headers.
-
-        They are mapped; `copied`, a thread begins to read them into memory in large pages, where
-        there are any and room is.
 
         Raises: CheckpointError if a file is missing or malformed, the index leads elsewhere, or a
         tensor is of none of these `kinds`.
@@ -170,7 +133,7 @@ class Tensors:
         for name, expected in files.items():
             path = folder / name
             self.files.append(path)
-            file = _File(path, copied)
+            file = _File(path)
             if missing := (expected or set()) - set(file.places):
                 raise CheckpointError(f"{path} lacks {min(missing)}, which {INDEX} names")
             for tensor in sorted(expected or file.places):

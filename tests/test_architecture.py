@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 # A row may import rows above it and itself. `errors` is the lowest floor, `cli` the highest.
 FLOORS = [
-    ("engine.errors", "engine.beside", "engine.clock", "engine.peak"),
+    ("engine.errors", "engine.clock", "engine.peak"),
     ("engine.pages",),
     ("engine.config", "engine.files", "engine.tensors", "engine.values"),
     ("engine.runs", "engine.recipe", "engine.cost", "engine.text"),

@@ -20,7 +20,7 @@ from engine.generate.native import NativeDecoder
 from engine.kernels.compile import Unavailable
 from engine.kernels.decoder import Library, load_library, unbuilt
 from engine.manifest import read_config
-from engine.matrices import begin_reading, tokenizer_of
+from engine.matrices import read_matrices, tokenizer_of
 from engine.pages import Arena
 from engine.quantize import Format, format_of, pack
 from engine.text.tokenizer import Tokenizer
@@ -129,11 +129,10 @@ def _has_accelerator() -> bool:
 def _native(
     folder: Path, library: Library, dtype: str, kv: str, threads: int, layers: int
 ) -> tuple[NativeDecoder, Tokenizer]:
-    """Read the weights and hand them to our own C."""
+    """Map the weights and hand them to our own C."""
     config = read_config(folder)
-    ended = begin_reading(folder, config, FORMATS[dtype])
-    tokenizer = tokenizer_of(folder, config)  # takes as long as the weights of a small model
-    weights = ended()
+    tokenizer = tokenizer_of(folder, config)
+    weights = read_matrices(folder, config, FORMATS[dtype])
     if layers:
         config = _shorter(config, layers)
     kv = "fp16" if kv == "auto" else kv

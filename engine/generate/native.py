@@ -9,7 +9,8 @@ import ctypes
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from ctypes import POINTER, c_int64, c_void_p
+from ctypes import POINTER
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,139 +18,23 @@ from engine.config import ModelConfig
 from engine.cost import decode_bytes, weights_read
 from engine.errors import ResourceError
 from engine.generate.decoder import BLOCK, Cache, Run
+from engine.generate.native_cache import PIECE, NativeCache, address
 from engine.kernels.decoder import (
     ACTIVATIONS,
     FORMATS,
     CBatch,
-    CCache,
     CLayer,
     CMatrix,
     CModel,
     CNorm,
     Library,
 )
-from engine.model.angles import angles, attention_factor
 from engine.model.shapes import parameter_shapes
-from engine.pages import large_memory
+from engine.pages import Arena, large_memory, move, worth_copying
 from engine.quantize import Matrix
 
-PIECE = 256  # tokens that one call runs
-SLACK = 64  # tokens that a windowed layer can be rewound by
+MOVED = 16_000_000  # bytes of weights that a pass moves at least
 Part = tuple[Run, int, int]  # a run's tokens from one place up to another
-KINDS = {"fp32": ("f32", np.float32), "fp16": ("f16", np.uint16), "int8": ("int8", np.int8)}
-
-
-def _at(array: np.ndarray | None) -> int | None:
-    """Return where an array lies; C reads its numbers in order."""
-    assert array is None or array.flags.c_contiguous
-    return None if array is None else array.ctypes.data
-
-
-class NativeCache:
-    """Keys and values in blocks of 64 tokens, as `decoder.c` reads them."""
-
-    def __init__(self, config: ModelConfig, capacity: int, rows: int, kv: str) -> None:
-        self.capacity = capacity
-        self.lengths = [0] * rows
-        self._written = [0] * rows  # tokens that a row has ever held since it was last emptied
-        whole = -(-capacity // BLOCK)
-        windows = [config.window(layer) for layer in range(config.n_layers)]
-        rings = [-(-(window + PIECE + SLACK) // BLOCK) + 1 for window in windows]
-        self._windows = windows
-        self._blocks = [min(whole, r) if w else whole for r, w in zip(rings, windows, strict=True)]
-        kind, dtype = KINDS[kv]
-        K, H = config.n_kv_heads, config.head_dim
-        self._kept: list[list[np.ndarray]] = []  # keys, values and, in int8, their scales
-        for blocks in self._blocks:
-            shape = (rows, K, blocks, BLOCK * H)
-            kept = [np.zeros(shape, dtype) for _ in range(2)]
-            if kind == "int8":
-                kept += [np.zeros((rows, K, blocks, BLOCK), np.float32) for _ in range(2)]
-            self._kept.append(kept)
-        self.struct = CCache(format=FORMATS[kind])
-        self._config, self._turned = config, 0
-        self.turn(min(capacity, PIECE))
-        L = config.n_layers
-        for n, name in enumerate(("keys", "values", "key_scales", "value_scales")):
-            places = [_at(kept[n]) if n < len(kept) else None for kept in self._kept]
-            setattr(self.struct, name, (c_void_p * L)(*places))
-        self.struct.blocks = (c_int64 * L)(*self._blocks)
-
-    def turn(self, length: int) -> None:
-        """Have the angles of the first `length` positions ready, or of twice as many as before."""
-        config = self._config
-        if length <= self._turned or config.position != "rope":
-            return
-        self._turned = min(self.capacity, max(length, 2 * self._turned))
-        both = angles(config, np.arange(self._turned), self.capacity)
-        # The factor sharpens attention in layers whose frequencies are stretched.
-        factor = attention_factor(config)
-        self._turns = []
-        for index, angle in enumerate(both):
-            by = 1.0 if index and config.local_rope_theta else factor
-            turn = [(f(angle) * by).astype(np.float32) for f in (np.cos, np.sin)]
-            self.struct.cosine[index], self.struct.sine[index] = map(_at, turn)
-            self._turns.append(turn)
-
-    @property
-    def bytes(self) -> int:
-        """Memory set aside for all keys and values; pages never written take none."""
-        return sum(array.nbytes for kept in self._kept for array in kept)
-
-    def rewind(self, row: int, length: int) -> None:
-        """Cut a row back; see `Cache.rewind`."""
-        if not 0 <= length <= self.lengths[row]:
-            raise ValueError(f"cannot rewind to {length}: row {row} holds {self.lengths[row]}")
-        newest = (self._written[row] - 1) // BLOCK
-        for window, blocks in zip(self._windows, self._blocks, strict=True):
-            oldest = max(0, length - window + 1) // BLOCK
-            if length and window and newest - blocks >= oldest:
-                raise ValueError(f"cannot rewind to {length}: older keys are gone")
-        self.lengths[row] = length
-        if not length:
-            self._written[row] = 0
-
-    def copy(self, source: int, target: int) -> None:
-        """Make a row hold what another holds."""
-        if source == target:
-            return
-        for blocks, kept in zip(self._blocks, self._kept, strict=True):
-            used = min(blocks, -(-self._written[source] // BLOCK))
-            for array in kept:
-                array[target, :, :used] = array[source, :, :used]
-        self.lengths[target] = self.lengths[source]
-        self._written[target] = self._written[source]
-
-    def save_block(self, row: int, index: int) -> np.ndarray:
-        """Return the bytes of a block; see `Cache.save_block`."""
-        if (index + 1) * BLOCK > self.lengths[row]:
-            raise ValueError(f"row {row} holds less than {(index + 1) * BLOCK} tokens")
-        parts = [part.reshape(-1).view(np.uint8) for part in self._parts(row, index)]
-        return np.concatenate(parts)
-
-    def load_block(self, row: int, block: np.ndarray) -> None:
-        """Append a saved block; see `Cache.load_block`."""
-        first = self.lengths[row]
-        if first % BLOCK or first + BLOCK > self.capacity:
-            raise ValueError(f"no room for a block after {first} of {self.capacity} tokens")
-        parts = self._parts(row, first // BLOCK)
-        if len(block) != sum(part.nbytes for part in parts):
-            raise ValueError(f"a block of {len(block)} bytes is of another model")
-        offset = 0
-        for part in parts:
-            data = block[offset : offset + part.nbytes]
-            part[...] = data.view(part.dtype).reshape(part.shape)
-            offset += part.nbytes
-        self._grow(row, BLOCK)
-
-    def _parts(self, row: int, index: int) -> list[np.ndarray]:
-        if any(self._windows):
-            raise ValueError("layers with a sliding window keep no blocks")
-        return [array[row, :, index] for kept in self._kept for array in kept]
-
-    def _grow(self, row: int, tokens: int) -> None:
-        self.lengths[row] += tokens
-        self._written[row] = max(self._written[row], self.lengths[row])
 
 
 class NativeDecoder:
@@ -172,9 +57,13 @@ class NativeDecoder:
         self.threads = threads or _cores()
         self.name = name or f"native {_format_of(matrices)}"
         self._library = library
-        self.weights = matrices  # the addresses below are theirs
+        self.weights = dict(matrices)  # the addresses below are theirs
         self._kept: list[np.ndarray] = []
         self._model = self._describe()
+        # From the end on: last comes what is of no block, embedding and head.
+        blocks = [None, *range(config.n_layers)]
+        self._unmoved = blocks if worth_copying(self.bytes) else []
+        self._arena = Arena()
         self._room, self._blocks = 0, 0  # what the workspace is for
         self._feed = _Feed()
 
@@ -208,8 +97,37 @@ class NativeDecoder:
         for piece in _pieces(runs):
             done += self._run(cache, piece, deepest, logits[done:])
         for run in runs:
-            cache._grow(run.row, len(run.tokens))
+            cache.grow(run.row, len(run.tokens))
+        if self._unmoved:
+            self._move_some()
         return logits
+
+    def _move_some(self) -> None:
+        """Move some blocks' weights to large pages, a few milliseconds' worth in each pass.
+
+        The first token then waits for no copy, and no weights are in memory twice.
+        """
+        moved = 0
+        while self._unmoved and moved < MOVED:
+            index = self._unmoved.pop()
+            names = [name for name in self.weights if _block_of(name) == index]
+            try:
+                moved += sum(map(self._move, names))
+            except ResourceError:  # then the others stay where they are
+                self._unmoved = []
+            if index is not None:
+                self._layers[index] = self._layer(index)
+        if not self._unmoved:
+            self._model = self._describe()
+
+    def _move(self, name: str) -> int:
+        """Move a matrix; return its bytes."""
+        matrix = self.weights[name]
+        if not isinstance(matrix, Matrix):
+            return 0
+        scale = None if matrix.scale is None else move(matrix.scale, self._arena)
+        self.weights[name] = replace(matrix, data=move(matrix.data, self._arena), scale=scale)
+        return matrix.bytes
 
     @property
     def bytes(self) -> int:
@@ -256,11 +174,11 @@ class NativeDecoder:
                 self._model, self._room, self._blocks, self.threads
             )
             self._work = large_memory(size)
-            self._work_at = _at(self._work)
+            self._work_at = address(self._work)
         batch = feed.struct
         batch.many, batch.wanted = many, wanted
         room = (self._work_at, self._room, self._blocks)
-        self._library.forward(self._model, cache.struct, batch, *room, _at(onto), self.threads)
+        self._library.forward(self._model, cache.struct, batch, *room, address(onto), self.threads)
         return wanted
 
     def _describe(self) -> CModel:
@@ -322,7 +240,7 @@ class NativeDecoder:
         weight = self._vector(f"{name}.weight")
         if weight is not None and self.config.norm_offset:
             weight = self._keep(weight + np.float32(1))
-        return CNorm(_at(weight), _at(self._vector(f"{name}.bias")))
+        return CNorm(address(weight), address(self._vector(f"{name}.bias")))
 
     def _vector(self, name: str) -> np.ndarray | None:
         found = self.weights.get(name)
@@ -344,9 +262,9 @@ class NativeDecoder:
             format=FORMATS[matrix.format],
             rows=matrix.rows,
             columns=matrix.columns,
-            data=_at(matrix.data),
-            scale=_at(matrix.scale),
-            bias=_at(self._vector(f"{name}.bias")),
+            data=address(matrix.data),
+            scale=address(matrix.scale),
+            bias=address(self._vector(f"{name}.bias")),
         )
 
 
@@ -357,7 +275,7 @@ class _Feed:
         arrays = [np.zeros(PIECE, np.int32) for _ in range(4)]
         self.token, self.position, self.row, self.which = arrays
         names = ("token", "position", "row", "which")
-        self.struct = CBatch(**dict(zip(names, map(_at, arrays), strict=True)))
+        self.struct = CBatch(**dict(zip(names, map(address, arrays), strict=True)))
 
 
 def _pieces(runs: Sequence[Run]) -> Iterator[list[Part]]:
@@ -387,6 +305,11 @@ def _format_of(matrices: Mapping[str, Matrix | np.ndarray]) -> str:
             numbers[matrix.format] += matrix.rows * matrix.columns
     format = numbers.most_common(1)[0][0]
     return short.get(format, format)
+
+
+def _block_of(name: str) -> int | None:
+    """Return the block that a parameter is of, if any."""
+    return int(name.split(".")[1]) if name.startswith("blocks.") else None
 
 
 def _cores() -> int:

@@ -113,7 +113,7 @@ def file_behind(array: np.ndarray) -> int:
     return len(memoryview(base).obj) if not isinstance(base, np.ndarray) else 0
 
 
-def test_without_large_pages_what_lies_as_it_is_wanted_stays_in_the_file(tmp_path, monkeypatch):
+def test_what_lies_as_it_is_wanted_stays_in_the_file(tmp_path):
     """What lies transposed, or in another type, cannot."""
 
     def mapped(name: str, format: Format | None) -> bool:
@@ -125,21 +125,15 @@ def test_without_large_pages_what_lies_as_it_is_wanted_stays_in_the_file(tmp_pat
 
     make(tmp_path / "phi", CASES["Phi-3-mini-4k"], "bf16")
     make(tmp_path / "gpt2", CASES["gpt2"])
-    monkeypatch.setattr("engine.pages.SWITCH", tmp_path / "none")
     assert mapped("phi", None) and mapped("phi", "bf16")
     assert not mapped("phi", "f32") and not mapped("gpt2", None)
 
 
-@pytest.mark.parametrize("format", [None, "int8"])
-def test_with_large_pages_all_matrices_lie_in_them(format, tmp_path, monkeypatch):
+def test_what_is_made_lies_in_large_pages(tmp_path):
     make(tmp_path, CASES["Qwen2.5"], "bf16")
-    switch = tmp_path / "enabled"
-    switch.write_text("always [madvise] never")
-    monkeypatch.setattr("engine.pages.SWITCH", switch)
-    for matrix in read_matrices(tmp_path, read_config(tmp_path), format).values():
+    for matrix in read_matrices(tmp_path, read_config(tmp_path), "int8").values():
         if isinstance(matrix, Matrix):
-            arrays = [matrix.data] if matrix.scale is None else [matrix.data, matrix.scale]
-            assert {file_behind(array) for array in arrays} == {PIECE + LARGE}
+            assert file_behind(matrix.data) == file_behind(matrix.scale) == PIECE + LARGE
 
 
 def write_quantized(folder: Path, format: Format) -> dict[str, np.ndarray]:

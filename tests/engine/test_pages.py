@@ -1,9 +1,21 @@
+import mmap
+
 import numpy as np
 import pytest
 
 from engine import pages
 from engine.errors import ResourceError
-from engine.pages import ALIGNMENT, LARGE, PIECE, Arena, free_memory, large_memory, worth_copying
+from engine.pages import (
+    ALIGNMENT,
+    LARGE,
+    PIECE,
+    Arena,
+    Mapping,
+    free_memory,
+    large_memory,
+    move,
+    worth_copying,
+)
 
 
 def test_large_memory_begins_where_a_large_page_does_and_holds_zeros():
@@ -65,3 +77,23 @@ def test_a_container_has_no_more_memory_than_its_limit(limit, free, monkeypatch,
 def test_no_memory_is_one_clear_line():
     with pytest.raises(ResourceError, match="no memory for"):
         large_memory(1 << 60)
+
+
+def test_an_array_in_a_file_is_moved_and_its_pages_given_back(tmp_path):
+    size = 64 * mmap.PAGESIZE
+    (tmp_path / "numbers").write_bytes(bytes(range(256)) * (size // 256))
+    with (tmp_path / "numbers").open("rb") as file:
+        mapping = Mapping(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    array = np.frombuffer(mapping, np.uint8)[100:-100].reshape(2, -1)
+    array[0, mmap.PAGESIZE * 2] = 77  # of this process: gone with the pages that are given back
+    moved = move(array, Arena())
+    assert moved[0, mmap.PAGESIZE * 2] == 77 and moved.shape == array.shape
+    assert np.array_equal(moved[1], array[1]) and moved.ctypes.data != array.ctypes.data
+    if hasattr(mmap, "MADV_DONTNEED"):
+        assert array[0, mmap.PAGESIZE * 2] == 100
+
+
+def test_an_array_that_is_in_no_file_is_not_moved():
+    arena = Arena()
+    for array in (np.arange(5), arena.empty((3, 4), np.uint8)):
+        assert move(array, arena) is array

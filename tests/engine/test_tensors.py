@@ -12,7 +12,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from engine.errors import CheckpointError, ResourceError
+from engine.errors import CheckpointError
 from engine.tensors import KINDS, SINGLE, Tensors
 from tests.conftest import ROOT
 
@@ -102,29 +102,3 @@ def test_no_torch_is_needed():
         check=True,
     )
     assert process.stdout.strip() == "False"
-
-
-def test_without_memory_for_a_copy_the_file_stays_mapped(tmp_path, monkeypatch):
-    def none(size):
-        raise ResourceError("no memory")
-
-    safetensors.numpy.save_file(ARRAYS, tmp_path / SINGLE)
-    monkeypatch.setattr("engine.tensors.worth_copying", lambda size: True)
-    monkeypatch.setattr("engine.tensors.large_memory", none)
-    read = Tensors(tmp_path, kinds=tuple(KINDS), copied=True)
-    assert all(np.array_equal(read.read(name), array) for name, array in ARRAYS.items())
-
-
-def test_a_file_that_shrinks_while_it_is_copied_is_said(tmp_path, monkeypatch):
-    safetensors.numpy.save_file(ARRAYS, tmp_path / SINGLE)
-    monkeypatch.setattr("engine.tensors.worth_copying", lambda size: True)
-    os_dup = os.dup
-
-    def cut(descriptor):
-        os.truncate(tmp_path / SINGLE, 40)
-        return os_dup(descriptor)
-
-    monkeypatch.setattr("engine.tensors.os.dup", cut)
-    read = Tensors(tmp_path, kinds=tuple(KINDS), copied=True)
-    with pytest.raises(CheckpointError, match="became shorter while it was read"):
-        read.read("a")

@@ -10,12 +10,14 @@ from engine.checkpoint import Snapshot, save
 from engine.config import SampleConfig
 from engine.cost import parameters
 from engine.errors import CheckpointError, RecipeError, ResourceError
-from engine.generate import load
+from engine.generate import load, native
 from engine.generate.decode import generate, prefill
 from engine.generate.decoder import Run
 from engine.generate.load import load_decoder
 from engine.generate.reference import TorchDecoder
 from engine.kernels import compile
+from engine.pages import Arena, Mapping, mapping_of
+from engine.quantize import Matrix
 from tests.conftest import make_model
 
 GREEDY = SampleConfig(temperature=0, max_tokens=8)
@@ -140,3 +142,33 @@ def test_a_draft_is_weighed_by_its_own_layers(folder, library, tmp_path):
         norms = 2 * 32 + 2 * 8
         assert whole.bytes - draft.bytes == 4 * (block // 2 + norms)
         assert whole.bytes_read(0) - draft.bytes_read(0) == 4 * (block // 2 + norms)
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["moved", "no-memory"])
+def test_weights_move_to_large_pages_while_a_model_answers(
+    short, folder, library, tmp_path, monkeypatch
+):
+    """Block by block, between passes; the answers stay the same to the bit."""
+
+    def run(moves: bool) -> tuple[list[np.ndarray], set[bool]]:
+        monkeypatch.setattr(native, "worth_copying", lambda size: moves)
+        decoder, _ = load_decoder(folder, device="cpu", cache=tmp_path)
+        cache, arrays = decoder.cache(9), []
+        for token in (5, 17, 300, 4, 9):
+            arrays.append(decoder.forward(cache, [Run(0, [token])]))
+        found = [m.data for m in decoder.weights.values() if isinstance(m, Matrix)]
+        return arrays, {isinstance(mapping_of(data), Mapping) for data in found}
+
+    monkeypatch.setattr(native, "MOVED", 1)  # one block in each pass
+    mapped, where = run(False)
+    assert where == {True}
+    if short:
+        monkeypatch.setattr(native, "move", fails)
+    moved, where = run(True)
+    assert where == {short}
+    assert all(np.array_equal(one, other) for one, other in zip(mapped, moved, strict=True))
+
+
+def fails(array: np.ndarray, arena: Arena) -> np.ndarray:
+    """Have no memory."""
+    raise ResourceError("no memory")
