@@ -83,12 +83,16 @@ def move(array: np.ndarray, arena: Arena) -> np.ndarray:
     if not isinstance(mapping, Mapping):
         return array
     copy = arena.empty(array.shape, array.dtype.type)
-    copy[...] = array
-    if hasattr(mmap, "MADV_DONTNEED"):
-        begin = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
-        first, last = -(-begin // PAGE) * PAGE, (begin + array.nbytes) // PAGE * PAGE
-        if last > first:
-            mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
+    old, new = (x.reshape(-1).view(np.uint8) for x in (array, copy))
+    offset = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
+    given = -(-offset // PAGE) * PAGE  # up to here; from the first page that is all its own
+    for first in range(0, len(old), LARGE):
+        last = min(first + LARGE, len(old))
+        new[first:last] = old[first:last]
+        whole = (offset + last) // PAGE * PAGE
+        if whole > given and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED, given, whole - given)
+            given = whole
     return copy
 
 
