@@ -96,6 +96,11 @@ def move(array: np.ndarray, arena: Arena) -> np.ndarray:
     return copy
 
 
+def is_mapped(array: np.ndarray) -> bool:
+    """Tell whether an array lies in a mapped file."""
+    return isinstance(mapping_of(array), Mapping)
+
+
 def mapping_of(array: np.ndarray) -> Any:
     """Return what an array lies in."""
     base: Any = array

@@ -30,7 +30,7 @@ from engine.kernels.decoder import (
     Library,
 )
 from engine.model.shapes import parameter_shapes
-from engine.pages import Arena, large_memory, move, worth_copying
+from engine.pages import Arena, is_mapped, large_memory, move, worth_copying
 from engine.quantize import Matrix
 
 MOVED = 16_000_000  # bytes of weights that a pass moves at least
@@ -62,7 +62,8 @@ class NativeDecoder:
         self._model = self._describe()
         # From the end on: last comes what is of no block, embedding and head.
         blocks = [None, *range(config.n_layers)]
-        self._unmoved = blocks if worth_copying(self.bytes) else []
+        mapped = any(isinstance(m, Matrix) and is_mapped(m.data) for m in matrices.values())
+        self._unmoved = blocks if mapped and worth_copying(self.bytes) else []
         self._arena = Arena()
         self._room, self._blocks = 0, 0  # what the workspace is for
         self._feed = _Feed()

@@ -12,6 +12,7 @@ from engine.pages import (
     Arena,
     Mapping,
     free_memory,
+    is_mapped,
     large_memory,
     move,
     worth_copying,
@@ -87,6 +88,7 @@ def test_an_array_in_a_file_is_moved_and_its_pages_given_back(tmp_path):
     array = np.frombuffer(mapping, np.uint8)[100:-100].reshape(2, -1)
     array[0, mmap.PAGESIZE * 2] = 77  # of this process: gone with the pages that are given back
     moved = move(array, Arena())
+    assert is_mapped(array) and not is_mapped(moved)
     assert moved[0, mmap.PAGESIZE * 2] == 77 and moved.shape == array.shape
     assert np.array_equal(moved[1], array[1]) and moved.ctypes.data != array.ctypes.data
     if hasattr(mmap, "MADV_DONTNEED"):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.generate import native
+from engine.generate import native, native_cache
 from engine.generate.decoder import Run
 from engine.kernels.compile import FLAGS as COMMON
 from engine.kernels.compile import NATIVE
@@ -144,7 +144,8 @@ def arm(request, tmp_path_factory, monkeypatch) -> Any:
     folder.mkdir(exist_ok=True)
     compiler, processor = request.param
     made = build(compiler, processor, folder)
-    monkeypatch.setattr(native, "_at", made.at)
+    for module in (native, native_cache):
+        monkeypatch.setattr(module, "address", made.at)
     return made
 
 
