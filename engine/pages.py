@@ -17,7 +17,6 @@ import numpy as np
 from engine.errors import ResourceError
 
 LARGE = 2 << 20
-PAGE = mmap.PAGESIZE
 PIECE = 16 * LARGE  # bytes taken from the system at once
 ALIGNMENT = 64  # bytes: a line of the cache, and the widest load
 MEMORY, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")  # of a container
@@ -73,6 +72,13 @@ class Arena:
 class Mapping(mmap.mmap):
     """A file in memory, from which arrays can be moved."""
 
+    def give_back(self, begin: int, end: int) -> None:
+        """Give back the pages that lie whole between two places; touched, they are read again."""
+        page = mmap.PAGESIZE
+        first, last = -(-begin // page) * page, end // page * page
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self.madvise(mmap.MADV_DONTNEED, first, last - first)
+
 
 def move(array: np.ndarray, arena: Arena) -> np.ndarray:
     """Return a copy in large pages of an array in a mapped file, whose own pages are given back.
@@ -85,14 +91,10 @@ def move(array: np.ndarray, arena: Arena) -> np.ndarray:
     copy = arena.empty(array.shape, array.dtype.type)
     old, new = (x.reshape(-1).view(np.uint8) for x in (array, copy))
     offset = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
-    given = -(-offset // PAGE) * PAGE  # up to here; from the first page that is all its own
-    for first in range(0, len(old), LARGE):
+    for first in range(0, len(old), LARGE):  # in parts, so that little is in memory twice
         last = min(first + LARGE, len(old))
         new[first:last] = old[first:last]
-        whole = (offset + last) // PAGE * PAGE
-        if whole > given and hasattr(mmap, "MADV_DONTNEED"):
-            mapping.madvise(mmap.MADV_DONTNEED, given, whole - given)
-            given = whole
+        mapping.give_back(offset + first, offset + last)
     return copy
 
 

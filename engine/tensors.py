@@ -3,8 +3,7 @@
 A file is the length of a header (8 bytes), the header (JSON: name → type, shape, place), then the
 tensors end to end. Nothing in a header is believed before it was held against the file's size. A
 mapped tensor costs memory only for the pages that are touched, and writing to it changes this
-process's copy, never the file. What is read again for every token is better copied: for the reason
-see `engine/pages.py`.
+process's copy, never the file. What every token reads is moved elsewhere (`engine/pages.py`).
 
 Source: the format, https://huggingface.co/docs/safetensors.
 """
@@ -69,11 +68,7 @@ class _File:
 
     def release(self, place: Place) -> None:
         """Give back the pages of a tensor that is not used any more and was not written to."""
-        page = mmap.PAGESIZE
-        first = -(-(self._begin + place.begin) // page) * page
-        last = (self._begin + place.end) // page * page
-        if last > first and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        self._map.give_back(self._begin + place.begin, self._begin + place.end)
 
 
 def _read_header(text: bytes, size: int) -> dict[str, Place]:
